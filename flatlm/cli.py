@@ -1,0 +1,56 @@
+"""`flatlm VERB ...`: finds the verb, imports only that, and turns errors into one clear line and an exit status.
+
+0: done. 1: a check failed (an exported file is further from its reference than its recipe allows). 2: bad input.
+"""
+
+import difflib
+import sys
+
+from flatlm import __version__
+
+VERBS = {
+    "export": "turn a checkpoint into a .tflite file or a .litertlm bundle, and prove it",
+    "check": "can this checkpoint be exported? sizes and memory foretold; reads no weights",
+    "inspect": "what an exported file holds: signatures, operators, weights, manifest",
+    "verify": "run an exported file against the checkpoint's reference",
+    "generate": "text from an exported file",
+    "benchmark": "speed and memory of an exported file",
+    "models": "the model families that can be exported",
+    "recipes": "the quantization recipes",
+    "demo": "export, prove, run and measure the small model that ships with FlatLM",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb in ("-V", "--version"):
+        print(f"flatlm {__version__}")
+        return 0
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, 1)
+        print(f"flatlm: there is no {verb!r}" + (f"; did you mean {close[0]}?" if close else "; see flatlm --help"), file=sys.stderr)
+        return 2
+    from flatlm.commands.base import run_verb
+
+    return run_verb(verb, VERBS[verb], arguments[1:])
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return f"""usage: flatlm VERB ... [--json] [--debug]
+
+Language-model checkpoints to verified, statically shaped flatbuffers for on-device runtimes.
+
+{lines}
+
+flatlm VERB --help explains each. Every verb takes --json for one machine-readable object on stdout."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

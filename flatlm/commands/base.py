@@ -1,0 +1,98 @@
+"""What all verbs share: a parser with --json and --debug, errors as one line, progress on a terminal."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flatlm.errors import FlatlmError, VerificationFailed
+
+Progress = Callable[[str, int, int], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run_verb(verb: str, summary: str, arguments: list[str]) -> int:
+    """Parse and run one verb. Its module has `add_arguments(parser)` and `run(args) -> int`."""
+    module = importlib.import_module(f"flatlm.commands.{verb}")
+    parser = Parser(prog=f"flatlm {verb}", description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        status: int = module.run(args)
+        return status
+    except (FlatlmError, VerificationFailed) as error:
+        if args.debug:
+            raise
+        print(f"flatlm {verb}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, VerificationFailed) else 2
+    except KeyboardInterrupt:
+        print(f"flatlm {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def comma_separated_lengths(text: str) -> tuple[int, ...]:
+    """An argparse type: `128,512`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 128,512") from None
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A callback (stage, done, in all) that draws a bar on a terminal, and nothing into a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")  # a handle of its own: the converter's chatter is kept off the usual one
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with terminal, Progress(*columns, console=Console(file=terminal), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield update
+
+
+def table(headers: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, aligned, without borders."""
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [headers, *rows])
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"

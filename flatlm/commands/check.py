@@ -1,0 +1,64 @@
+"""flatlm check CHECKPOINT"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flatlm.commands import base
+from flatlm.commands.export import add_model_arguments, request_of
+from flatlm.errors import RecipeError
+from flatlm.quantize.recipes import RECIPES
+from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.exporter import ExportPlan, plan_export
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with Checkpoint.open(args.checkpoint) as checkpoint:
+        request = request_of(args, args.checkpoint / "model.tflite")
+        plan = plan_export(checkpoint, request)
+        sizes = {name: _size(plan, name) for name in RECIPES}
+    config = plan.config
+    facts: dict[str, Any] = {
+        "checkpoint": args.checkpoint,
+        "family": plan.family,
+        "parameters": plan.weights.parameters(),
+        "layers": len(config.blocks),
+        "block_kinds": len(config.block_kinds),
+        "vocab_size": config.vocab_size,
+        "embedding_dim": config.embedding_dim,
+        "max_positions": config.max_positions,
+        "tied_head": config.tied_head,
+        "tensors": sum(len(weight.slot.parts) for weight in plan.weights.weights.values()),
+        "ignored_tensors": list(plan.weights.ignored),
+        "kv_cache_len": plan.cache_length,
+        "prefill": list(plan.prefill_lengths),
+        "cache_bytes": plan.cache_bytes,
+        "file_bytes": sizes,
+    }
+    if args.json:
+        base.print_json(facts)
+        return 0
+    print(f"{args.checkpoint} can be exported: {plan.family}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['layers']} layers")
+    print(f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored" + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored))
+    print(f"KV cache of {plan.cache_length} slots: {base.megabytes(plan.cache_bytes)}\n")
+    rows = [[name, base.megabytes(size) if isinstance(size, int) else size] for name, size in sizes.items()]
+    print(base.table(["recipe", "weights in the file"], rows))
+    return 0
+
+
+def _size(plan: ExportPlan, recipe: str) -> int | str:
+    """Bytes of the weights by a recipe, or why it does not apply."""
+    total = 0
+    try:
+        for name, weight in plan.weights.weights.items():
+            scheme = RECIPES[recipe].scheme_for(name)
+            scheme.check(name, weight.shape)
+            total += scheme.nbytes(weight.shape) + scheme.scales_nbytes(weight.shape)
+    except RecipeError as error:
+        return f"does not apply: {error}"
+    return total

@@ -1,0 +1,105 @@
+"""flatlm export CHECKPOINT -o OUT"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flatlm.commands import base
+from flatlm.errors import VerificationFailed
+from flatlm.quantize.recipes import Recipe, get_recipe
+from flatlm.utilities.exporter import ExportReport, ExportRequest, export
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format")
+    add_model_arguments(parser)
+    parser.add_argument("--no-verify", action="store_true", help="do not run the written file against the reference")
+    parser.add_argument("--verify-tokens", type=int, default=None, metavar="N", help="compare at least so many tokens (256)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is in the file."""
+    parser.add_argument("--recipe", default="dynamic_int8", metavar="NAME", help="quantization recipe; flatlm recipes lists them")
+    parser.add_argument("--prefill", type=base.comma_separated_lengths, metavar="T,...", help="lengths of the prefill signatures (16,128)")
+    parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
+    parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
+    parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
+    parser.add_argument("--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter")
+
+
+def request_of(args: argparse.Namespace, output: Path) -> ExportRequest:
+    return ExportRequest(
+        args.checkpoint,
+        output,
+        get_recipe(args.recipe),
+        args.prefill,
+        args.kv_cache_len,
+        args.prefill_logits,
+        args.model,
+        tuple(args.ignore_config_key),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    request = request_of(args, args.output)
+    warn(request.recipe)
+    try:
+        report = export_and_verify(request, verify=not args.no_verify, tokens=args.verify_tokens)
+    except VerificationFailed as failure:
+        if args.json:
+            base.print_json({"output": None, "verification": getattr(failure, "report", None), "error": str(failure)})
+        raise
+    if args.json:
+        base.print_json(dataclasses.asdict(report))
+    else:
+        print(describe(report))
+    return 0
+
+
+def warn(recipe: Recipe) -> None:
+    if recipe.warning:
+        print(f"warning: recipe {recipe.name}: {recipe.warning}", file=sys.stderr)
+
+
+def export_and_verify(request: ExportRequest, *, verify: bool = True, tokens: int | None = None) -> ExportReport:
+    """Export; prove the file before it gets its name. Raises VerificationFailed, with the `report`, where it is too far off."""
+    with base.progress_bar() as progress:
+
+        def prove(path: Path) -> Mapping[str, Any]:
+            from flatlm.generative import verify as judge
+
+            report = judge.verify(path, request.checkpoint, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
+            if not report.passed:
+                error = VerificationFailed(
+                    f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "
+                    f"({describe_verification(report.to_dict())}). Choose another recipe, or write it all the same with --no-verify"
+                )
+                error.report = report.to_dict()  # type: ignore[attr-defined]
+                raise error
+            return report.to_dict()
+
+        return export(request, prove=prove if verify else None, progress=progress)
+
+
+def describe(report: ExportReport) -> str:
+    seconds = sum(report.seconds.values())
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items() if value >= 0.05)
+    lines = [
+        f"{report.output}: {base.megabytes(report.bytes)}, {report.family}, {report.parameters / 1e6:.1f} M parameters, recipe {report.recipe}",
+        f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots",
+        f"{seconds:.1f} s ({stages})",
+        f"verified: {describe_verification(report.verification)}" if report.verification else "not verified",
+    ]
+    return "\n".join(lines)
+
+
+def describe_verification(verification: Mapping[str, Any]) -> str:
+    return (
+        f"{verification['tokens_compared']} tokens against {verification['against']}: max abs error {verification['max_abs_error']:.2e}, "
+        f"mean KL {verification['mean_kl']:.2e}, top-1 agreement {verification['top1_agreement']:.4f}, "
+        f"greedy text equal for {verification['greedy_tokens_equal']} of {verification['greedy_tokens']} tokens"
+    )

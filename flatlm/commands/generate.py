@@ -1,0 +1,52 @@
+"""flatlm generate FILE --prompt TEXT"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from flatlm.commands import base
+from flatlm.errors import TokenizerError
+from flatlm.generative.generate import generate, stream
+from flatlm.generative.runner import Runner
+from flatlm.generative.sampling import Sampler
+from flatlm.utilities.bundling import bundled_tokenizer
+from flatlm.utilities.tokenizer import Tokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on with")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after so many tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
+    parser.add_argument("--top-k", type=int, help="choose among the k most likely tokens")
+    parser.add_argument("--top-p", type=float, help="choose among the most likely tokens that make up this probability")
+    parser.add_argument("--seed", type=int, help="for the same text again")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with the tokenizer (a .litertlm has its own)")
+    parser.add_argument("--threads", type=int, help="threads to run with (all cores)")
+
+
+def run(args: argparse.Namespace) -> int:
+    sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
+    tokenizer = find_tokenizer(args.file, args.tokenizer)
+    with Runner.open(args.file, threads=args.threads) as runner:
+        prompt_ids = tokenizer.encode(args.prompt)
+        if args.json:
+            result = generate(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler)
+            base.print_json(dataclasses.asdict(result))
+            return 0
+        sys.stdout.write(args.prompt)
+        for piece in stream(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler):
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+        print()
+    return 0
+
+
+def find_tokenizer(file: Path, directory: Path | None) -> Tokenizer:
+    """The one that was named, else the bundle's own. Raises TokenizerError."""
+    if directory is not None:
+        return Tokenizer.load(directory)
+    if file.suffix == ".litertlm":
+        return bundled_tokenizer(file)
+    raise TokenizerError(f"{file} has no tokenizer of its own: give its directory with --tokenizer DIR, or export to .litertlm")

@@ -1,0 +1,10 @@
+"""The named calls that stand for operators between compiling and linking: targets of STABLEHLO_CUSTOM_CALL."""
+
+LINEAR = "flatlm.linear"
+EMBEDDING = "flatlm.embedding"
+PARAMETER = "flatlm.parameter"
+MATMUL_TRANSPOSED = "flatlm.matmul_transposed"
+UPDATE_SLICE = "flatlm.update_slice"
+TAKE_ROWS = "flatlm.take_rows"
+SEPARATOR = "|"
+"""Between the weight's and the bias's name in a linear call's backend_config."""

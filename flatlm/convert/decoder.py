@@ -1,0 +1,92 @@
+"""How a `Decoder` is taken apart for the compiler, and which signatures are stamped from its parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatlm.convert.compile import Piece
+from flatlm.convert.stamp import SignaturePlan, Step
+from flatlm.layers.block import Block
+from flatlm.layers.kv_cache import CacheSlots, KVCache
+from flatlm.layers.model import Decoder
+
+
+@dataclass(frozen=True)
+class SignatureSpec:
+    """A signature to export: `prefill_<T>` or `decode`, its number of tokens T, and whether it returns logits (of every position)."""
+
+    name: str
+    tokens: int
+    logits: bool
+
+
+def signature_specs(prefill_lengths: Sequence[int], *, prefill_logits: bool) -> list[SignatureSpec]:
+    """The field's names: `prefill_<T>` for each length, then `decode`."""
+    prefills = [SignatureSpec(f"prefill_{length}", length, prefill_logits) for length in sorted(set(prefill_lengths))]
+    return [*prefills, SignatureSpec("decode", 1, True)]
+
+
+def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece]:
+    """Prologue, every block kind and epilogue, for each signature's number of tokens."""
+    pieces = []
+    for spec in specs:
+        pieces.append(_prologue(model, spec))
+        pieces += [_block(model, spec, kind) for kind in range(len(model.config.block_kinds))]
+        if spec.logits:
+            x = torch.zeros(1, spec.tokens, model.config.embedding_dim)
+            pieces.append(Piece(f"{spec.name}/epilogue", lambda x: {"logits": model.epilogue(x)}, {"x": x}))
+    return pieces
+
+
+def decoder_plans(model: Decoder, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
+    """The stamping plan of each signature."""
+    kinds = model.config.block_kinds
+    caches = [f"kv_cache_{part}_{layer}" for layer in range(len(model.blocks)) for part in "kv"]
+    plans = []
+    for spec in specs:
+        steps = [Step(f"{spec.name}/prologue")]
+        for layer, block in enumerate(model.config.blocks):
+            rope = model.rope_index(layer)
+            bind = {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
+            steps.append(Step(f"{spec.name}/block_{kinds.index(block)}", layer, bind))
+        if spec.logits:
+            steps.append(Step(f"{spec.name}/epilogue"))
+        plans.append(SignaturePlan(spec.name, ["tokens", "input_pos", *caches], [*caches, *(["logits"] if spec.logits else [])], steps))
+    return plans
+
+
+def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
+    def call(tokens: Tensor, input_pos: Tensor) -> dict[str, Tensor]:
+        x, context = model.prologue(tokens, input_pos)
+        out = {"x": x, "mask": context.mask, "slots_k": context.slots.k, "slots_v": context.slots.v}
+        for index, (cos, sin) in enumerate(context.ropes):
+            out |= {f"cos_{index}": cos, f"sin_{index}": sin}
+        return out
+
+    tokens = torch.zeros(1, spec.tokens, dtype=torch.int32)
+    return Piece(f"{spec.name}/prologue", call, {"tokens": tokens, "input_pos": torch.arange(spec.tokens, dtype=torch.int32)})
+
+
+def _block(model: Decoder, spec: SignatureSpec, kind: int) -> Piece:
+    config = model.config.block_kinds[kind]
+    block = model.blocks[model.config.blocks.index(config)]
+    assert isinstance(block, Block)
+
+    def call(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_k: Tensor, slots_v: Tensor, cache_k: Tensor, cache_v: Tensor) -> dict[str, Tensor]:
+        x, cache = block(x, (cos, sin), mask, CacheSlots(slots_k, slots_v), KVCache(cache_k, cache_v))
+        return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
+
+    cache = KVCache.zeros(config.attention, batch=1, length=model.cache_length)
+    inputs = {
+        "x": torch.zeros(1, spec.tokens, model.config.embedding_dim),
+        "cos": torch.zeros(spec.tokens, 1, config.attention.rope.head_dim),
+        "sin": torch.zeros(spec.tokens, 1, config.attention.rope.head_dim),
+        "mask": torch.zeros(spec.tokens, model.cache_length),
+        "slots_k": torch.zeros(4, dtype=torch.int32),
+        "slots_v": torch.zeros(4, dtype=torch.int32),
+        "cache_k": cache.k,
+        "cache_v": cache.v,
+    }
+    return Piece(f"{spec.name}/block_{kind}", call, inputs)

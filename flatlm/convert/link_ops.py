@@ -1,0 +1,212 @@
+"""Link, first half: every named call of a stamped model becomes the runtime's built-in operator, with the weight's tensor beside it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from torch import Tensor
+
+from flatlm.convert import flatbuffer
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
+from flatlm.errors import ExportError
+from flatlm.quantize.recipes import Recipe
+from flatlm.quantize.schemes import Scheme
+
+Operator = schema.BuiltinOperator
+
+_STORAGE = {
+    "float32": schema.TensorType.FLOAT32,
+    "float16": schema.TensorType.FLOAT16,
+    "int8": schema.TensorType.INT8,
+    "int4": schema.TensorType.INT4,
+}
+# Versions of built-in operators that read what we give them (tflite's op_version.cc).
+_FULLY_CONNECTED = (Operator.FULLY_CONNECTED, 12)
+_EMBEDDING_LOOKUP = (Operator.EMBEDDING_LOOKUP, 4)
+_BATCH_MATMUL = (Operator.BATCH_MATMUL, 1)
+_UPDATE_SLICE = (Operator.DYNAMIC_UPDATE_SLICE, 1)
+_DEQUANTIZE = (Operator.DEQUANTIZE, 5)
+_GATHER = (Operator.GATHER, 1)
+
+
+class WeightSource(Protocol):
+    """A weight of the re-authored model, wherever its values come from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[rows, columns], or [n] for norms and biases."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) in any float dtype. Called from several threads."""
+        ...
+
+
+@dataclass
+class LinkedWeight:
+    """A weight, its scheme, and the model's buffers that are to hold it. Block-wise scales have a buffer of their own."""
+
+    name: str
+    scheme: Scheme
+    source: WeightSource
+    data: int
+    scales: int | None = None
+    quantization: flatbuffer.SharedQuantization | None = None
+
+    def source_size(self) -> int:
+        """How many numbers it has."""
+        return int(np.prod(self.source.shape))
+
+
+class Linker:
+    """Rewrites a stamped model in place. `weights` lists what it refers to, in order of first use, each once for all signatures."""
+
+    def __init__(self, model: Any, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
+        self.model = model
+        self.weights: dict[str, LinkedWeight] = {}
+        self._sources = sources
+        self._recipe = recipe
+        self._rewrites: dict[str, Callable[[_GraphLinker, Any, str], None]] = {
+            LINEAR: _GraphLinker.linear,
+            EMBEDDING: _GraphLinker.embedding,
+            PARAMETER: _GraphLinker.parameter,
+            MATMUL_TRANSPOSED: _GraphLinker.matmul_transposed,
+            UPDATE_SLICE: _GraphLinker.update_slice,
+            TAKE_ROWS: _GraphLinker.take_rows,
+        }
+        for graph in model.subgraphs:
+            _GraphLinker(self, graph).rewrite(self._rewrites)
+        flatbuffer.drop_unused_codes(model)
+
+    def weight(self, name: str) -> LinkedWeight:
+        if name not in self.weights:
+            if name not in self._sources:
+                raise ExportError(f"the model has a weight {name} that no checkpoint tensor was planned for")
+            source, scheme = self._sources[name], self._recipe.scheme_for(name)
+            scheme.check(name, source.shape)
+            weight = LinkedWeight(name, scheme, source, self._external(scheme.nbytes(source.shape)))
+            scales = scheme.scales_shape(source.shape)
+            if scales is not None and scheme.block_size is not None:
+                weight.scales = self._external(2 * int(np.prod(scales)))
+            elif scales is not None:
+                weight.quantization = flatbuffer.SharedQuantization()
+                weight.quantization.scale = np.ones(scales, np.float32)
+                weight.quantization.zeroPoint = np.zeros(scales, np.int64)
+                weight.quantization.quantizedDimension = 0
+            self.weights[name] = weight
+        return self.weights[name]
+
+    def _external(self, size: int) -> int:
+        index = flatbuffer.add_buffer(self.model)
+        self.model.buffers[index].size = size
+        self.model.buffers[index].offset = 1  # set where the layout is known; zero would not be written
+        return index
+
+
+class _GraphLinker:
+    """One subgraph's rewriting. Weight tensors are made once a graph, operators in their place."""
+
+    def __init__(self, linker: Linker, graph: Any) -> None:
+        self.linker = linker
+        self.graph = graph
+        self.operators: list[Any] = []
+        self._stored: dict[str, int] = {}
+        self._floats: dict[str, int] = {}
+
+    def rewrite(self, rewrites: Mapping[str, Callable[["_GraphLinker", Any, str], None]]) -> None:
+        codes = self.linker.model.operatorCodes
+        calls, self.graph.operators = self.graph.operators, []
+        for op in calls:
+            if codes[op.opcodeIndex].builtinCode != Operator.STABLEHLO_CUSTOM_CALL:
+                self.operators.append(op)
+                continue
+            call = op.builtinOptions2
+            target, config = call.callTargetName.decode(), (call.backendConfig or b"").decode()
+            op.builtinOptions2, op.builtinOptions2Type = None, schema.BuiltinOptions2.NONE
+            rewrites[target](self, op, config)
+        self.graph.operators = self.operators
+
+    def linear(self, op: Any, config: str) -> None:
+        weight, bias = config.split(SEPARATOR)
+        options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = True
+        inputs = [op.inputs[0], self._operand(weight), self._stored_tensor(bias) if bias else -1]
+        self._emit(op, _FULLY_CONNECTED, inputs, schema.BuiltinOptions.FullyConnectedOptions, options)
+
+    def embedding(self, op: Any, config: str) -> None:
+        scheme = self.linker.weight(config).scheme
+        if scheme.storage == "float16":  # EMBEDDING_LOOKUP has no float16: fetch the rows, then widen them
+            shape = tuple(int(size) for size in self.graph.tensors[op.outputs[0]].shape)
+            rows = self._new_tensor(f"{config}/rows", shape, schema.TensorType.FLOAT16)
+            out, op.outputs = op.outputs, np.array([rows], np.int32)
+            options = schema.GatherOptionsT()
+            self._emit(op, _GATHER, [self._stored_tensor(config), op.inputs[0]], schema.BuiltinOptions.GatherOptions, options)
+            self._dequantize(rows, int(out[0]))
+            return
+        self._emit(op, _EMBEDDING_LOOKUP, [op.inputs[0], self._stored_tensor(config)])
+
+    def parameter(self, op: Any, config: str) -> None:
+        tensor = self.graph.tensors[op.outputs[0]]
+        weight = self.linker.weight(config)
+        tensor.buffer = weight.data
+        tensor.name = config.encode()
+
+    def matmul_transposed(self, op: Any, config: str) -> None:
+        options = schema.BatchMatMulOptionsT()
+        options.adjY = True
+        self._emit(op, _BATCH_MATMUL, op.inputs, schema.BuiltinOptions.BatchMatMulOptions, options)
+
+    def update_slice(self, op: Any, config: str) -> None:
+        options = schema.DynamicUpdateSliceOptionsT()
+        self._emit(op, _UPDATE_SLICE, op.inputs, schema.BuiltinOptions.DynamicUpdateSliceOptions, options)
+
+    def take_rows(self, op: Any, config: str) -> None:
+        self._emit(op, _GATHER, op.inputs, schema.BuiltinOptions.GatherOptions, schema.GatherOptionsT())
+
+    def _operand(self, name: str) -> int:
+        """The tensor that a product reads: the stored one, or its float32 values where the scheme computes in float."""
+        scheme = self.linker.weight(name).scheme
+        if scheme.compute == "dynamic" or scheme.storage == "float32":
+            return self._stored_tensor(name)
+        if name not in self._floats:
+            self._floats[name] = self._new_tensor(f"{name}/float32", self.linker.weight(name).source.shape, schema.TensorType.FLOAT32)
+            self._dequantize(self._stored_tensor(name), self._floats[name])
+        return self._floats[name]
+
+    def _stored_tensor(self, name: str) -> int:
+        if name in self._stored:
+            return self._stored[name]
+        weight = self.linker.weight(name)
+        index = self._new_tensor(name, weight.source.shape, _STORAGE[weight.scheme.storage], weight.data)
+        tensor = self.graph.tensors[index]
+        if weight.scales is not None:
+            scales = weight.scheme.scales_shape(weight.source.shape)
+            assert scales is not None and weight.scheme.block_size is not None
+            details = schema.BlockwiseQuantizationT()
+            details.scales = self._new_tensor(f"{name}/scales", scales, schema.TensorType.FLOAT16, weight.scales)
+            details.zeroPoints = -1
+            details.blockSize = weight.scheme.block_size
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+            tensor.quantization.details = details
+        elif weight.quantization is not None:
+            tensor.quantization = weight.quantization
+        self._stored[name] = index
+        return index
+
+    def _new_tensor(self, name: str, shape: tuple[int, ...], dtype: int, buffer: int = 0) -> int:
+        self.graph.tensors.append(flatbuffer.new_tensor(name, shape, dtype, buffer))
+        return len(self.graph.tensors) - 1
+
+    def _dequantize(self, source: int, target: int) -> None:
+        op = schema.OperatorT()
+        op.outputs = np.array([target], np.int32)
+        self._emit(op, _DEQUANTIZE, [source], schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT())
+
+    def _emit(self, op: Any, code: tuple[int, int], inputs: Any, kind: int = 0, options: Any = None) -> None:
+        op.opcodeIndex = flatbuffer.opcode_index(self.linker.model, *code)
+        op.inputs = np.array(inputs, np.int32)
+        op.builtinOptionsType, op.builtinOptions = kind, options
+        self.operators.append(op)

@@ -1,0 +1,63 @@
+"""How litert-torch lowers the layers' own operators: to calls that carry a weight's name, which the linker replaces.
+
+Importing this module registers the lowerings with litert-torch (0.10: `litert_torch.backend.lowerings.lower`), once.
+"""
+
+from typing import Any
+
+import torch
+from litert_converter.mlir import ir
+from litert_converter.mlir.dialects import stablehlo
+from litert_torch.backend import lowerings
+
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
+from flatlm.layers import ops
+
+def _call(target: str, shape: list[int], operands: list[ir.Value], config: str = "") -> ir.Value:
+    call = stablehlo.CustomCallOp(
+        [ir.RankedTensorType.get(shape, ir.F32Type.get())],
+        operands,
+        call_target_name=ir.StringAttr.get(target),
+        backend_config=ir.StringAttr.get(config),
+        has_side_effect=ir.BoolAttr.get(False),
+        api_version=ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 1),
+    )
+    return call.results[0]
+
+
+def _shape(value: ir.Value) -> list[int]:
+    return list(ir.RankedTensorType(value.type).shape)
+
+
+@lowerings.lower(torch.ops.flatlm.linear)  # type: ignore[untyped-decorator]
+def _linear(context: Any, x: ir.Value, weight: str, bias: str, out_features: int) -> ir.Value:
+    return _call(LINEAR, [*_shape(x)[:-1], out_features], [x], f"{weight}{SEPARATOR}{bias}")
+
+
+@lowerings.lower(torch.ops.flatlm.embedding)  # type: ignore[untyped-decorator]
+def _embedding(context: Any, ids: ir.Value, weight: str, dim: int) -> ir.Value:
+    return _call(EMBEDDING, [*_shape(ids), dim], [ids], weight)
+
+
+@lowerings.lower(torch.ops.flatlm.parameter)  # type: ignore[untyped-decorator]
+def _parameter(context: Any, like: ir.Value, name: str, shape: list[int]) -> ir.Value:
+    return _call(PARAMETER, list(shape), [like], name)
+
+
+@lowerings.lower(torch.ops.flatlm.matmul_transposed)  # type: ignore[untyped-decorator]
+def _matmul_transposed(context: Any, a: ir.Value, b: ir.Value) -> ir.Value:
+    return _call(MATMUL_TRANSPOSED, [*_shape(a)[:-1], _shape(b)[-2]], [a, b])
+
+
+@lowerings.lower(torch.ops.flatlm.take_rows)  # type: ignore[untyped-decorator]
+def _take_rows(context: Any, table: ir.Value, ids: ir.Value) -> ir.Value:
+    return _call(TAKE_ROWS, [*_shape(ids), *_shape(table)[1:]], [table, ids])
+
+
+@lowerings.lower(torch.ops.flatlm.update_slice)  # type: ignore[untyped-decorator]
+def _update_slice(context: Any, cache: ir.Value, update: ir.Value, starts: ir.Value) -> ir.Value:
+    if ops.is_exporting():
+        return _call(UPDATE_SLICE, _shape(cache), [cache, update, starts])
+    scalar = ir.RankedTensorType.get([], ir.RankedTensorType(starts.type).element_type)
+    each = [stablehlo.reshape(scalar, stablehlo.slice(starts, [i], [i + 1], [1])) for i in range(len(_shape(cache)))]
+    return stablehlo.dynamic_update_slice(cache, update, each)

@@ -1,0 +1,234 @@
+"""What an exported file says of itself: its signatures, their tensors, its cache's length; read without loading it.
+
+LiteRT's loader trusts a flatbuffer whose weights lie at offsets: a truncated file ends the process with a segmentation
+fault. So every index and range that the loader follows is followed here first. Weights are not read.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flatlm.errors import RuntimeFileError
+
+CACHE_PREFIX = "kv_cache_"
+PREFILL_PREFIX = "prefill"
+_IDENTIFIER = b"TFL3"
+_BUNDLE_MAGIC = b"LITERTLM"
+_EXTERNAL = 1
+"""A buffer whose offset is above this lies outside the flatbuffer; 0 and 1 say that its bytes are in it."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A signature's input or output."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class SignatureSpec:
+    """One signature: what it takes and gives, by name."""
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    @property
+    def length(self) -> int:
+        """T: the tokens of one call."""
+        return self.inputs["tokens"].shape[1]
+
+    @property
+    def caches(self) -> dict[str, TensorSpec]:
+        return {name: spec for name, spec in self.inputs.items() if name.startswith(CACHE_PREFIX)}
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that keeps FlatLM's conventions, at [offset, offset + size) of the file."""
+
+    path: Path
+    offset: int
+    size: int
+    decode: SignatureSpec
+    prefill: tuple[SignatureSpec, ...]
+    """From the shortest; one of each length."""
+    cache_length: int
+    """S: slots of the longest cache."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decode.outputs["logits"].shape[-1]
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Reads and checks a `.tflite` file, or the model in a `.litertlm` bundle; RuntimeFileError for anything else."""
+    try:
+        with path.open("rb") as file:
+            offset, size = 0, os.fstat(file.fileno()).st_size
+            if file.read(len(_BUNDLE_MAGIC)) == _BUNDLE_MAGIC:
+                from flatlm.convert.bundle import read_bundle
+
+                bundle = read_bundle(path)
+                offset, size = bundle.model_offset, bundle.model_size
+        with _mapped(path, offset, size) as content:
+            signatures, slots = _parse(path, content)
+    except OSError as error:
+        raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
+    decode, prefill = _conventional(path, signatures)
+    return ModelFile(path, offset, size, decode, prefill, slots)
+
+
+@contextmanager
+def _mapped(path: Path, offset: int, size: int) -> Iterator[mmap.mmap | memoryview]:
+    """The file's [offset, offset + size), mapped."""
+    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        if size < 8 or os.fstat(file.fileno()).st_size < offset + size:
+            raise RuntimeFileError(f"{path} is empty or truncated: no model of {size} bytes is in it")
+        mapping = mmap.mmap(file.fileno(), offset - begin + size, access=mmap.ACCESS_READ, offset=begin)
+        # Not closed by hand: numpy arrays that look into it would forbid that. It goes with the last of them.
+        yield memoryview(mapping)[offset - begin :]
+
+
+def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], int]:
+    """The signatures, and the longest cache's slots as `decode` has them (0 where there is no cache)."""
+    if content[4:8] != _IDENTIFIER:
+        raise RuntimeFileError(f"{path} is not a TFLite model: its bytes 4 to 8 are {bytes(content[4:8])!r}, not {_IDENTIFIER!r}")
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        model = schema.Model.GetRootAsModel(content, 0)
+        _check_buffers(model, len(content))
+        codes = [model.OperatorCodes(i).BuiltinCode() for i in _indices(model.OperatorCodesLength(), content)]
+        graphs = [_Graph.read(model.Subgraphs(i), model, content) for i in _indices(model.SubgraphsLength(), content)]
+        signatures, slots = [], 0
+        for definition in (model.SignatureDefs(i) for i in _indices(model.SignatureDefsLength(), content)):
+            graph = graphs[definition.SubgraphIndex()]
+            inputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Inputs, range(definition.InputsLength()))}
+            outputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Outputs, range(definition.OutputsLength()))}
+            spec = SignatureSpec(definition.SignatureKey().decode(), graph.specs(inputs), graph.specs(outputs))
+            signatures.append(spec)
+            if spec.name == "decode":
+                caches = {index for name, index in inputs.items() if name.startswith(CACHE_PREFIX)}
+                slots = max(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)), default=0)
+        return signatures, slots
+    except _UNREADABLE as error:
+        raise RuntimeFileError(f"{path} is corrupt or truncated: {error}") from error
+
+
+_UNREADABLE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+"""flatbuffers has no verifier in Python: offsets that point outside show up as any of these."""
+
+
+def _check_buffers(model: Any, size: int) -> None:
+    for i in range(model.BuffersLength()):
+        buffer = model.Buffers(i)
+        if buffer.Offset() <= _EXTERNAL:
+            buffer.DataAsNumpy()  # numpy refuses a vector that ends outside
+        elif (end := buffer.Offset() + buffer.Size()) > size:
+            raise ValueError(f"buffer {i} ends at byte {end} of a model of {size} bytes")
+
+
+def _indices(count: int, content: Any) -> range:
+    """A vector's indices; a length that the file has no room for is refused, not looped over."""
+    if count * 4 > len(content):
+        raise ValueError(f"a list of {count} entries in {len(content)} bytes")
+    return range(count)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A subgraph whose every index is within bounds."""
+
+    tensors: list[TensorSpec]
+    operators: list[tuple[int, list[int]]]
+    """Of each, the index of its code, and its inputs."""
+
+    @classmethod
+    def read(cls, graph: Any, model: Any, content: Any) -> "_Graph":
+        tensors = []
+        for tensor in (graph.Tensors(i) for i in _indices(graph.TensorsLength(), content)):
+            _within(tensor.Buffer(), model.BuffersLength(), "buffer")
+            tensors.append(TensorSpec(tuple(_numbers(tensor.ShapeAsNumpy())), _dtype(tensor.Type())))
+        operators = []
+        for operator in (graph.Operators(i) for i in _indices(graph.OperatorsLength(), content)):
+            _within(operator.OpcodeIndex(), model.OperatorCodesLength(), "operator code")
+            inputs = _numbers(operator.InputsAsNumpy())
+            for index in (*inputs, *_numbers(operator.OutputsAsNumpy())):
+                _within(index + 1, len(tensors) + 1, "tensor")  # -1: an optional input left out
+            operators.append((operator.OpcodeIndex(), inputs))
+        for index in (*_numbers(graph.InputsAsNumpy()), *_numbers(graph.OutputsAsNumpy())):
+            _within(index, len(tensors), "tensor")
+        return cls(tensors, operators)
+
+    def specs(self, indices: Mapping[str, int]) -> dict[str, TensorSpec]:
+        return {name: self.tensors[index] for name, index in indices.items()}
+
+    def cache_slots(self, caches: Iterable[int], update: int) -> Iterator[int]:
+        """The slots of each cache: its size along the axis in which one token's update is smaller than it, whatever the layout."""
+        for code, inputs in self.operators:
+            if code == update and inputs[0] in caches:
+                whole, part = self.tensors[inputs[0]].shape, self.tensors[inputs[1]].shape
+                yield from (a for a, b in zip(whole, part, strict=True) if a != b)
+
+
+def _numbers(vector: Any) -> list[int]:
+    """An int32 vector's values; flatbuffers gives 0 in place of an absent one."""
+    return [] if isinstance(vector, int) else [int(n) for n in vector]
+
+
+def _within(index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"{what} {index} of {count}")
+
+
+def _dtype(code: int) -> np.dtype[Any]:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    known = {TensorType.FLOAT32: "f4", TensorType.FLOAT16: "f2", TensorType.INT32: "i4", TensorType.INT8: "i1", TensorType.BOOL: "?"}
+    return np.dtype(known.get(code, "V1"))
+
+
+def _conventional(path: Path, signatures: list[SignatureSpec]) -> tuple[SignatureSpec, tuple[SignatureSpec, ...]]:
+    """`decode` and the prefill signatures, whose inputs and outputs are what the runner binds."""
+    names = [spec.name for spec in signatures]
+    decode = next((spec for spec in signatures if spec.name == "decode"), None)
+    if decode is None:
+        raise RuntimeFileError(f"{path} has no signature named decode, so it generates nothing: it has {', '.join(names) or 'none'}")
+    prefill: dict[int, SignatureSpec] = {}
+    for spec in signatures:
+        if spec is decode or spec.name.startswith(PREFILL_PREFIX):
+            _check_signature(path, spec, decode.caches)
+            if spec is not decode:
+                prefill.setdefault(spec.length, spec)
+    if decode.length != 1 or "logits" not in decode.outputs:
+        raise RuntimeFileError(
+            f"{path}: decode must take one token and give logits; it takes {decode.length} and gives {list(decode.outputs)}"
+        )
+    return decode, tuple(prefill[length] for length in sorted(prefill))
+
+
+def _check_signature(path: Path, spec: SignatureSpec, caches: Mapping[str, TensorSpec]) -> None:
+    where = f"{path}: signature {spec.name}"
+    for name, rank in (("tokens", 2), ("input_pos", 1)):
+        tensor = spec.inputs.get(name)
+        if tensor is None or len(tensor.shape) != rank or tensor.dtype != np.int32:
+            raise RuntimeFileError(f"{where} must take {name}, int32 of rank {rank}; it takes {', '.join(spec.inputs)}")
+    tokens, positions = spec.inputs["tokens"].shape, spec.inputs["input_pos"].shape
+    if tokens != (1, *positions):
+        raise RuntimeFileError(f"{where} takes tokens {list(tokens)} and input_pos {list(positions)}; only batches of one sequence are run")
+    if extra := sorted(set(spec.inputs) - {"tokens", "input_pos", *spec.caches}):
+        raise RuntimeFileError(f"{where} takes inputs that are not understood: {', '.join(extra)}")
+    if spec.caches != caches or any(spec.outputs.get(name) != tensor for name, tensor in caches.items()):
+        raise RuntimeFileError(f"{where} must take and give the same {CACHE_PREFIX}* tensors as decode takes")
+    if extra := sorted(set(spec.outputs) - {"logits", *caches}):
+        raise RuntimeFileError(f"{where} gives outputs that are not understood: {', '.join(extra)}")

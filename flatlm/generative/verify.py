@@ -1,0 +1,198 @@
+"""Prove a file: run it against the reference, on prompts and on text that the reference writes, and hold it to its recipe's bound.
+
+Both read the same tokens in step (teacher-forced). The next token is drawn from the reference at temperature 1, so the text is as
+the model would write it. Half-way through each text the file's cache is emptied and filled again through its prefill signatures,
+so that what they leave in the cache is judged as well as decode.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flatlm.errors import RuntimeFileError
+from flatlm.generative.reference import Reference, open_reference
+from flatlm.generative.runner import Runner
+from flatlm.generative.sampling import Sampler
+from flatlm.quantize.recipes import Bound
+from flatlm.utilities.tokenizer import Tokenizer
+
+DEFAULT_TOKENS = 256
+DEFAULT_PROMPTS = ("Once upon a time", "The first thing to know is", "In the year 2031,", "def main():")
+GREEDY_TOKENS = 32
+SEED = 20260
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """How far a file is from its reference, over `tokens_compared` next-token distributions.
+
+    KL in nats, of the file's distribution from the reference's; `greedy_tokens_equal` of `greedy_tokens` in each side's own greedy text.
+    """
+
+    against: str
+    max_abs_error: float
+    mean_kl: float
+    top1_agreement: float
+    tokens_compared: int
+    greedy_tokens_equal: int
+    greedy_tokens: int
+    bound: Bound
+    passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(
+    file: Path,
+    checkpoint: Path,
+    *,
+    prompts: Sequence[str] = (),
+    tokens: int = DEFAULT_TOKENS,
+    against: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> VerificationReport:
+    """Compare `file` with `checkpoint` on at least `tokens` tokens. Raises a FlatlmError where either cannot be run."""
+    if tokens < 1:
+        raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
+    with Runner.open(file) as runner:
+        reference = open_reference(checkpoint, length=runner.cache_length, against=against)
+        starts = _prompt_ids(checkpoint, prompts, runner)
+        tally = _Tally()
+        generator, round_number = np.random.default_rng(SEED), 0
+        while tally.tokens < tokens:
+            start = starts[round_number % len(starts)]
+            share = -(-tokens // len(starts))
+            _compare_text(runner, reference, start, min(share, tokens - tally.tokens), generator, tally, progress, tokens)
+            round_number += 1
+        equal, compared = _compare_greedy(runner, reference, starts[0])
+        bound = _bound(file)
+        return VerificationReport(
+            reference.name,
+            tally.max_abs_error,
+            tally.kl / tally.tokens,
+            tally.agreed / tally.tokens,
+            tally.tokens,
+            equal,
+            compared,
+            bound,
+            tally.within(bound),
+        )
+
+
+@dataclass
+class _Tally:
+    max_abs_error: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
+    tokens: int = 0
+
+    def add(self, expected: Array, got: Array) -> None:
+        if not np.isfinite(got).all():
+            self.max_abs_error = self.kl = float("inf")
+        else:
+            self.max_abs_error = max(self.max_abs_error, float(np.abs(expected - got).max()))
+            self.kl += kl_divergence(expected, got)
+        self.agreed += int(expected.argmax() == got.argmax())
+        self.tokens += 1
+
+    def within(self, bound: Bound) -> bool:
+        return (
+            np.isfinite(self.kl).item()
+            and (bound.max_abs_error is None or self.max_abs_error <= bound.max_abs_error)
+            and (bound.mean_kl is None or self.kl / self.tokens <= bound.mean_kl)
+            and (bound.top1_agreement is None or self.agreed / self.tokens >= bound.top1_agreement)
+        )
+
+
+def kl_divergence(expected: Array, got: Array) -> float:
+    """Sum of p (log p - log q) in nats, for logits [V] of p and of q, in float64."""
+    log_p, log_q = _log_softmax(expected), _log_softmax(got)
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
+
+
+def _log_softmax(logits: Array) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return shifted - np.log(np.exp(shifted).sum())  # type: ignore[no-any-return]
+
+
+def _compare_text(
+    runner: Runner,
+    reference: Reference,
+    start: Sequence[int],
+    count: int,
+    generator: np.random.Generator,
+    tally: _Tally,
+    progress: Callable[[str, int, int], None] | None,
+    total: int,
+) -> None:
+    """Compare `count` tokens of one text, or as many as the context holds."""
+    reference.reset()
+    runner.reset()
+    ids = list(start)
+    expected = reference.feed(ids)[-1]
+    runner.prefill(ids[:-1])
+    count = min(count, runner.cache_length - len(ids) + 1)
+    for done in range(count):
+        if done == count // 2 and done:
+            runner.reset()
+            runner.prefill(ids[:-1])
+        tally.add(expected, runner.step(ids[-1]))
+        if progress is not None:
+            progress("verify", tally.tokens, total)
+        if done + 1 < count:
+            probabilities = np.exp(_log_softmax(expected))
+            ids.append(int(generator.choice(len(probabilities), p=probabilities / probabilities.sum())))
+            expected = reference.feed(ids[-1:])[-1]
+
+
+def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) -> tuple[int, int]:
+    """How many of each side's own greedy tokens are equal before the first difference, and out of how many."""
+    count = min(GREEDY_TOKENS, runner.cache_length - len(start) + 1)
+    reference.reset()
+    runner.reset()
+    greedy = Sampler()
+    expected, got = reference.feed(start)[-1], None
+    runner.prefill(start[:-1])
+    token = start[-1]
+    for equal in range(count):
+        got = runner.step(token)
+        token = greedy.pick(expected)
+        if greedy.pick(got) != token:
+            return equal, count
+        expected = reference.feed([token])[-1]
+    return count, count
+
+
+def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> list[list[int]]:
+    """The prompts' ids; without prompts, default ones, or random tokens where the checkpoint has no tokenizer (or none for them)."""
+    room = runner.cache_length // 2
+    if prompts:
+        tokenizer = Tokenizer.load(checkpoint)
+        given = [tokenizer.encode(prompt) for prompt in prompts]
+        for prompt, ids in zip(prompts, given, strict=True):
+            if not 0 < len(ids) <= runner.cache_length:
+                raise RuntimeFileError(f"the prompt {prompt[:40]!r} has {len(ids)} tokens; the context holds 1 to {runner.cache_length}")
+        return given
+    ids = []
+    if Tokenizer.is_in(checkpoint):
+        tokenizer = Tokenizer.load(checkpoint)
+        ids = [tokenizer.encode(prompt) for prompt in DEFAULT_PROMPTS]
+    usable = [text for text in ids if 0 < len(text) <= room and max(text) < runner.vocab_size]
+    if usable:
+        return usable
+    generator = np.random.default_rng(SEED)
+    return [generator.integers(0, runner.vocab_size, max(1, min(8, room))).tolist() for _ in DEFAULT_PROMPTS]
+
+
+def _bound(file: Path) -> Bound:
+    """What the file's own recipe promises; nothing, where its manifest does not say."""
+    from flatlm.generative.inspect import read_manifest
+    from flatlm.quantize.recipes import Recipe
+
+    recipe: Mapping[str, Any] | None = read_manifest(file).get("recipe")
+    return Bound() if recipe is None else Recipe.from_dict(recipe).bound

@@ -1,0 +1,121 @@
+"""The operators that a re-authored model is made of while it is exported: calls that carry a weight's name, and no weight.
+
+Outside `exporting()` the layers are ordinary torch. Inside it, a layer's weight never becomes a constant of the graph: the
+operators below survive `torch.export`, and `flatlm.convert` lowers them and puts the real weights in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+_EXPORTING: ContextVar[bool] = ContextVar("flatlm_exporting", default=False)
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Within it, layers emit weight-free calls in place of reading their parameters."""
+    token = _EXPORTING.set(True)
+    try:
+        yield
+    finally:
+        _EXPORTING.reset(token)
+
+
+def is_exporting() -> bool:
+    return _EXPORTING.get()
+
+
+class Named(nn.Module):
+    """A layer with parameters of its own, which knows its path in the whole model: the name its weights are exported under."""
+
+    path: str = ""
+
+
+def name_layers(module: nn.Module, prefix: str = "") -> None:
+    """Give every `Named` layer in `module` its path below `prefix`; `{}` in a prefix stands for the layer's index."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, Named):
+            layer.path = ".".join(part for part in (prefix, name) if part)
+
+
+@torch.library.custom_op("flatlm::linear", mutates_args=())
+def linear(x: Tensor, weight: str, bias: str, out_features: int) -> Tensor:
+    """x [..., in] times the named weight [out, in], plus the named bias [out] unless its name is empty. Only for tracing."""
+    return x.new_zeros((*x.shape[:-1], out_features))
+
+
+@linear.register_fake
+def _(x: Tensor, weight: str, bias: str, out_features: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.custom_op("flatlm::embedding", mutates_args=())
+def embedding(ids: Tensor, weight: str, dim: int) -> Tensor:
+    """Rows of the named table [V, dim] for ids [n] int32: [n, dim] float32. Only for tracing."""
+    return torch.zeros((*ids.shape, dim), device=ids.device)
+
+
+@embedding.register_fake
+def _(ids: Tensor, weight: str, dim: int) -> Tensor:
+    return torch.empty((*ids.shape, dim), device=ids.device)
+
+
+@torch.library.custom_op("flatlm::parameter", mutates_args=())
+def parameter(like: Tensor, name: str, shape: Sequence[int]) -> Tensor:
+    """The named float32 parameter. `like` only keeps the call from being folded into a constant. Only for tracing."""
+    return like.new_zeros(shape)
+
+
+@parameter.register_fake
+def _(like: Tensor, name: str, shape: Sequence[int]) -> Tensor:
+    return like.new_empty(shape)
+
+
+@torch.library.custom_op("flatlm::update_slice", mutates_args=())
+def update_slice(cache: Tensor, update: Tensor, starts: Tensor) -> Tensor:
+    """`cache` with `update` written at `starts` [rank] int32: the runtime's DYNAMIC_UPDATE_SLICE, which clamps the starts to fit."""
+    out = cache.clone()
+    window = out
+    for dim, start in enumerate(starts.tolist()):
+        size = update.shape[dim]
+        window = window.narrow(dim, min(max(start, 0), cache.shape[dim] - size), size)
+    window.copy_(update)
+    return out
+
+
+@update_slice.register_fake
+def _(cache: Tensor, update: Tensor, starts: Tensor) -> Tensor:
+    return torch.empty_like(cache)
+
+
+@torch.library.custom_op("flatlm::matmul_transposed", mutates_args=())
+def _matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
+    return torch.matmul(a, b.transpose(-1, -2))
+
+
+@_matmul_transposed.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[-2]))
+
+
+def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies."""
+    return _matmul_transposed(a, b) if is_exporting() else torch.matmul(a, b.transpose(-1, -2))
+
+
+@torch.library.custom_op("flatlm::take_rows", mutates_args=())
+def _take_rows(table: Tensor, ids: Tensor) -> Tensor:
+    return table[ids]
+
+
+@_take_rows.register_fake
+def _(table: Tensor, ids: Tensor) -> Tensor:
+    return table.new_empty((*ids.shape, *table.shape[1:]))
+
+
+def take_rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of table [n, C] for ids [T] int32: [T, C]. Exported as one GATHER."""
+    return _take_rows(table, ids) if is_exporting() else table[ids]

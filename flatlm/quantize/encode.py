@@ -1,0 +1,258 @@
+"""Weights to stored integers and scales, and back: the one formula that every path uses.
+
+A weight [R, C] is cut into groups: a whole row for a scale per channel, `block_size` neighbouring columns of a row for a
+scale per block. With levels = 127 (int8) or 7 (int4), all in float32, for each group:
+
+    scale   = max(max|w| / levels, smallest)          float32: kept as it is; float16: rounded, see below
+    integer = round_half_to_even(w * (1 / scale))     1 / scale is rounded to float32 first; no clamp is needed (below)
+    decoded = integer * scale
+
+- The scale that is stored is the scale that is divided by. A block's scale is rounded to bfloat16 and then to float16:
+  the runtime's CPU delegate narrows the float16 scales to bfloat16 when it packs the weights, so a scale that has more
+  than 8 significant bits would be off by up to 0.4 % there, and exact in its EMBEDDING_LOOKUP: two meanings for one file.
+- `smallest` keeps a scale of a group of zeros, or of tiny numbers, above zero: the runtime refuses a file that has a scale
+  of 0. It is 2**-100 for float32 and 2**-20 for float16 (a subnormal there, which the runtime reads), so that zero stays
+  exactly zero and the error is still at most half a scale.
+- No clamp: rounding a float16 scale of at least 2**-20 takes off at most 1/32 + 1/256 of it, so |w / scale| < 7.3, and
+  float32 adds some 2**-22: |integer| <= levels always.
+- A row's result depends on nothing but the row, so it does not matter in how many chunks a weight is read.
+
+Two int4 share a byte, the even column in the low nibble (the host must be little-endian, as the file is).
+
+Speed: each step is one vectorised torch operation into a buffer that is reused, over a chunk that stays in the L2 cache,
+on some threads (torch lets go of the interpreter's lock). benchmarks/quantize_throughput.py has the figures.
+"""
+
+import collections
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flatlm.errors import CheckpointError, RecipeError
+from flatlm.quantize.schemes import Scheme
+
+CHUNK_ELEMENTS = 1 << 17
+SMALLEST_SCALE = {torch.float32: 2.0**-100, torch.float16: 2.0**-20}
+
+_READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STORED = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
+_MOST_THREADS = 8  # by then the memory's bandwidth is spent
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Read = Callable[[int, int], torch.Tensor]
+
+
+class NonFiniteWeightError(CheckpointError):
+    """A weight holds NaN or infinity (or a float64 beyond float32). `row` is the first such row; whoever knows the name adds it."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} holds NaN or infinity, which cannot be exported")
+        self.row = row
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Stored rows: `data` C-contiguous, float32, float16 or int8 [R, C], or two int4 a byte, uint8 [R, C/2]; `scales` as Scheme.scales_shape says."""
+
+    data: Array
+    scales: Array | None
+
+
+Sink = Callable[[int, int, Encoded], None]
+
+
+def encode(rows: torch.Tensor, scheme: Scheme) -> Encoded:
+    """Encode rows [R, C] (for a float scheme: [R, ...]) of float32, bfloat16, float16 or float64.
+
+    Raises NonFiniteWeightError, RecipeError where the scheme does not fit the shape or float16 not the values, and
+    CheckpointError for any other dtype.
+    """
+    parts: list[Encoded] = []
+
+    def keep(start: int, stop: int, part: Encoded) -> None:
+        parts.append(Encoded(part.data.copy(), None if part.scales is None else part.scales.copy()))
+
+    encode_stream(lambda start, stop: rows[start:stop], rows.shape, scheme, keep, threads=1)
+    if len(parts) == 1:
+        return parts[0]
+    scales = [part.scales for part in parts if part.scales is not None]
+    return Encoded(np.concatenate([part.data for part in parts]), np.concatenate(scales) if scales else None)
+
+
+def decode(encoded: Encoded, scheme: Scheme, shape: Sequence[int]) -> torch.Tensor:
+    """The float32 weight of that shape that the runtime computes with: integer * scale, rounded once."""
+    data = torch.from_numpy(encoded.data)
+    if encoded.scales is None:
+        return data.to(torch.float32).reshape(tuple(shape))
+    if scheme.storage == "int4":
+        # Shifting left and back as int8 brings a nibble's sign along.
+        data = torch.stack((data.view(torch.int8) << 4 >> 4, data.view(torch.int8) >> 4), dim=-1)
+    scales = torch.from_numpy(encoded.scales).to(torch.float32).reshape(-1, 1)
+    return (data.reshape(scales.shape[0], -1) * scales).reshape(tuple(shape))
+
+
+def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, threads: int | None = None) -> None:
+    """Encode a weight of that shape piece by piece, on some threads, without holding more of it than a chunk for each.
+
+    `read(start, stop)` gives those rows; `sink(start, stop, encoded)` takes them, in whatever order they get done. Both are
+    called on several threads at once, and the arrays in `encoded` are written over after `sink` returns. `threads` None is
+    one for each processor, at most 8. The first error of `read`, `sink` or the encoding stops the rest and is raised.
+    """
+    scheme.check("(rows)", shape)
+    rows, tail = shape[0], tuple(shape[1:])
+    step = min(rows, max(1, CHUNK_ELEMENTS // math.prod(tail)))
+    starts = range(0, rows, step)
+    pending = iter(starts)  # next() holds the interpreter's lock, so that each start is taken once
+
+    def work() -> None:
+        whole = _Chunk(scheme, step, tail)
+        try:
+            for start in pending:
+                stop = min(start + step, rows)
+                chunk = whole if stop - start == step else _Chunk(scheme, stop - start, tail)
+                sink(start, stop, chunk.encode(read(start, stop), start))
+        except BaseException:
+            collections.deque(pending, maxlen=0)  # leaves nothing for the others to take
+            raise
+
+    count = min(threads or min(os.cpu_count() or 1, _MOST_THREADS), len(starts))
+    with _one_thread_an_operation:
+        if count == 1:
+            return work()
+        with ThreadPoolExecutor(count, thread_name_prefix="flatlm-encode") as pool:
+            futures = [pool.submit(work) for _ in range(count)]
+        for future in futures:
+            future.result()
+
+
+class _Chunk:
+    """Memory for just so many rows, and the formula's steps on it.
+
+    Everything is allocated, and every view taken, beforehand: a chunk takes some tens of microseconds, so that each
+    Python call that is saved in `encode` shows, the more so as the threads take turns for Python.
+    """
+
+    def __init__(self, scheme: Scheme, rows: int, tail: tuple[int, ...]) -> None:
+        self.scheme = scheme
+        self.shape = (rows, *tail)
+        packed = (tail[0] // 2,) if scheme.storage == "int4" else tail
+        self.data = torch.empty((rows, *packed), dtype=_STORED[scheme.storage])
+        self.encoded = Encoded(self.data.numpy(), None)
+        scales_shape = scheme.scales_shape(self.shape)
+        if scales_shape is None:
+            return
+        self.scales = torch.empty(scales_shape, dtype=torch.float32 if scheme.block_size is None else torch.float16)
+        self.encoded = Encoded(self.data.numpy(), self.scales.numpy())
+        self.smallest = SMALLEST_SCALE[self.scales.dtype]
+        self.per_group = self.scales.view(-1)
+        self.grouped = (self.per_group.numel(), scheme.block_size or tail[0])
+        self.source, self.product = torch.empty(2, *self.grouped)
+        self.source_rows = self.source.view(self.shape)
+        self.product_bits = self.product.view(torch.int32)
+        self.scale, self.factor = torch.empty(2, self.grouped[0])
+        self.scale_bits = self.scale.view(torch.int32)
+        self.scale_array = self.scale.numpy()
+        self.factor_column = self.factor[:, None]
+        if scheme.block_size is not None:
+            self.narrow = torch.empty(self.grouped[0], dtype=torch.bfloat16)
+        if scheme.storage == "int4":
+            self.integers = torch.empty(self.grouped, dtype=torch.int8)
+            self.pairs = self.integers.view(-1).view(torch.int16)
+            self.high = torch.empty_like(self.pairs)
+            self.bytes = self.data.view(-1)
+        else:
+            self.integers = self.data.view(self.grouped)
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> Encoded:
+        """Encode rows of this chunk's shape; `first_row` is their place in the weight, for errors. The arrays are written over next time."""
+        if rows.dtype not in _READABLE:
+            raise CheckpointError(f"weights of {rows.dtype} cannot be encoded; they must be float32, bfloat16, float16 or float64")
+        if rows.shape != self.shape:
+            raise ValueError(f"read gave rows of shape {tuple(rows.shape)} where {self.shape} was asked for")
+        if rows.requires_grad:
+            rows = rows.detach()
+        if self.scheme.quantized:
+            self._quantize(rows, first_row)
+        else:
+            self._convert(rows, first_row)
+        return self.encoded
+
+    def _convert(self, rows: torch.Tensor, first_row: int) -> None:
+        self.data.copy_(rows)
+        if not (math.isfinite(self.data.amax().item()) and math.isfinite(self.data.amin().item())):
+            _refuse_non_finite(rows, first_row)
+            raise RecipeError(f"float16 holds no more than 65504, and row {first_row} or one after it does; use a float32 or integer scheme")
+
+    def _quantize(self, rows: torch.Tensor, first_row: int) -> None:
+        source, product, scale, factor = self.source, self.product, self.scale, self.factor
+        if rows.dtype == torch.float32 and rows.is_contiguous():
+            source = rows.view(self.grouped)
+        else:
+            self.source_rows.copy_(rows)
+        self._absolute_maximum(source)
+        scale.div_(self.scheme.levels).clamp_min_(self.smallest)
+        if self.scheme.block_size is not None:
+            scale.copy_(self.per_group.copy_(self.narrow.copy_(scale)))
+        else:
+            self.per_group.copy_(scale)
+        if not math.isfinite(np.maximum.reduce(self.scale_array)):
+            _refuse_non_finite(rows, first_row)
+            row = first_row + int(scale.argmax()) // (self.grouped[0] // self.shape[0])
+            raise RecipeError(f"row {row} needs a scale beyond float16 (numbers above {7 * 65280}); use a per-channel scheme")
+
+        torch.reciprocal(scale, out=factor)
+        torch.mul(source, self.factor_column, out=product)
+        self.integers.copy_(product.round_())
+        if self.scheme.storage == "int4":
+            # As int16, a pair of columns is 0x0H0L after the mask, and 0xHL is the low byte of (pair >> 4) | pair.
+            self.pairs.bitwise_and_(0x0F0F)
+            torch.bitwise_right_shift(self.pairs, 4, out=self.high)
+            self.bytes.copy_(self.pairs.bitwise_or_(self.high))
+
+    def _absolute_maximum(self, source: torch.Tensor) -> None:
+        """max|w| of each group into `scale`; NaN wins. Two ways to the same number: which one is faster depends on the width."""
+        if self.grouped[1] >= 256:
+            torch.amax(source, 1, out=self.scale)
+            torch.amin(source, 1, out=self.factor)
+            torch.maximum(self.scale, self.factor.neg_(), out=self.scale)
+        else:
+            # Floats that are not negative are in the order of their bits, and the integers' maximum is the faster one.
+            torch.abs(source, out=self.product)
+            torch.amax(self.product_bits, 1, out=self.scale_bits)
+
+
+def _refuse_non_finite(rows: torch.Tensor, first_row: int) -> None:
+    bad = ~torch.isfinite(rows.to(torch.float32)).reshape(rows.shape[0], -1).all(dim=1)
+    if bad.any():
+        raise NonFiniteWeightError(first_row + int(bad.to(torch.int8).argmax()))
+
+
+class _OneThreadAnOperation:
+    """While any encode_stream runs, torch's own threads are off: a chunk is too small to share out. Then as before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._running == 0:
+                self._before = torch.get_num_threads()
+            self._running += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+            torch.set_num_threads(self._before)
+
+
+_one_thread_an_operation = _OneThreadAnOperation()

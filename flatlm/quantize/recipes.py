@@ -1,0 +1,254 @@
+"""Which weight is stored how: the recipes as a table of frozen records; a user's own mixed recipe is one more such record.
+
+Patterns match the names of the re-authored model's weights (ARCHITECTURE.md has the list) as shell patterns: `*` crosses
+dots, case matters, the first rule that matches wins, and the last rule is `*`. A tied head has no weight of its own: the
+`embedding.*` rule serves both, so its scheme must suit EMBEDDING_LOOKUP and FULLY_CONNECTED.
+
+Norms, biases and whatever has one dimension stay float32 in every recipe: they are small, and rounding them buys nothing.
+Importing this loads neither torch nor numpy.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, Self
+
+from flatlm.errors import RecipeError
+from flatlm.quantize.schemes import SCHEMES, Scheme, get_scheme, unknown_name
+
+EMBEDDING = "embedding.*"
+ATTENTION = "*.attention.*"
+FEED_FORWARD = "*.feed_forward.*"
+HEAD = "lm_head.*"
+REST = "*"
+
+# Structural, not a matter of taste: no rule of a recipe is asked about these.
+ALWAYS_FLOAT32 = ("*_norm.*", "*.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Weights whose name matches `pattern` are stored by the scheme called `scheme_name`."""
+
+    pattern: str
+    scheme_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How near to the reference an exported file must be to pass as healthy; None: not judged by that measure.
+
+    `max_abs_error` is the largest difference of a logit, `mean_kl` the mean KL divergence (nats) of the next-token
+    distributions, and `top1_agreement` the least share of positions whose most likely token is the same.
+    """
+
+    max_abs_error: float | None = None
+    mean_kl: float | None = None
+    top1_agreement: float | None = None
+
+    @property
+    def measured_only(self) -> bool:
+        """Whether there is nothing to pass: the report says what was measured, and never that the file is healthy."""
+        return self == Bound()
+
+
+# Keyed by scheme, as the bounds are, so that a mixed recipe carries the warnings of what is in it.
+WARNINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "dynamic_int4_channel": "rounding to int4 per channel without calibration is known to break models: prefer dynamic_int4_block32, "
+        "or weights that were trained or calibrated for it",
+    }
+)
+
+# Keyed by scheme, because a mixed recipe takes the loosest bound of the schemes in it. What they rest on: healthy int8
+# files of real-size models agree on more than 99 % of the tokens, and below 95 % something is wrong; the int4 figures are
+# what block-wise rounding without calibration costs healthy models; per-channel int4 without calibration has no healthy
+# range, so it is measured only.
+BOUNDS: Mapping[str, Bound] = MappingProxyType(
+    {
+        "float32": Bound(max_abs_error=1e-4),
+        "float16": Bound(mean_kl=0.0005, top1_agreement=0.99),
+        "dynamic_int8": Bound(mean_kl=0.01, top1_agreement=0.95),
+        "weight_only_int8": Bound(mean_kl=0.01, top1_agreement=0.95),
+        "dynamic_int4_block32": Bound(mean_kl=0.15, top1_agreement=0.80),
+        "dynamic_int4_block128": Bound(mean_kl=0.3, top1_agreement=0.7),
+        "dynamic_int4_channel": Bound(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An ordered table of rules, with the file suffix, the bound and the words that go with it. Checked when it is made."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    suffix: str
+    bound: Bound
+    summary: str
+    warning: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.suffix or not self.suffix.replace("_", "").isalnum():
+            raise RecipeError(f"recipe {self.name!r}: suffix {self.suffix!r} goes into a file name; use letters, digits and _")
+        patterns = [rule.pattern for rule in self.rules]
+        if REST not in patterns or patterns.index(REST) != len(patterns) - 1:
+            raise RecipeError(f"recipe {self.name!r}: the last rule, and no other, must be {REST!r}, so that every weight has a scheme")
+        for pattern in patterns:
+            if patterns.count(pattern) > 1:
+                raise RecipeError(f"recipe {self.name!r}: pattern {pattern!r} is there twice, and the first match wins")
+        for rule in self.rules:
+            if rule.scheme_name not in SCHEMES:
+                raise unknown_name(f"scheme (recipe {self.name!r}, pattern {rule.pattern!r})", rule.scheme_name, SCHEMES)
+
+    @classmethod
+    def mixed(cls, name: str, base: str | Self, overrides: Mapping[str, str]) -> Self:
+        """A recipe that asks `overrides` (pattern to scheme name, in order) first and then `base`; `*` is still asked last.
+
+        Its bound is the loosest of its schemes', and its warning theirs.
+
+
+        >>> Recipe.mixed("int4_int8_head", "dynamic_int4_block32", {"lm_head.*": "dynamic_int8"}).scheme_for("lm_head.weight").name
+        'dynamic_int8'
+        """
+        parent = get_recipe(base) if isinstance(base, str) else base
+        kept = tuple(rule for rule in parent.rules if rule.pattern not in overrides)
+        rules = tuple(Rule(pattern, scheme) for pattern, scheme in overrides.items() if pattern != REST)
+        rest = (Rule(REST, overrides[REST]),) if REST in overrides else ()
+        recipe = cls(name, (*rules, *kept, *rest), name, parent.bound, f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items()))
+        schemes = [rule.scheme_name for rule in recipe.rules]
+        warning = parent.warning or next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
+        return dataclasses.replace(recipe, bound=loosest_bound(schemes), warning=warning)
+
+    def scheme_for(self, weight_name: str, shape: Sequence[int] | None = None) -> Scheme:
+        """The scheme of the first rule that matches; float32 for norms, biases and, where the shape is given, anything with one dimension."""
+        if _is_structural(weight_name) or (shape is not None and len(shape) < 2):
+            return SCHEMES["float32"]
+        return get_scheme(next(rule.scheme_name for rule in self.rules if fnmatchcase(weight_name, rule.pattern)))
+
+    def unmatched(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The patterns that decide no weight among `names`: misspelt, hidden by an earlier rule, or for a layer the model lacks."""
+        deciding = set()
+        for name in names:
+            if not _is_structural(name):
+                deciding.add(next(rule.pattern for rule in self.rules if fnmatchcase(name, rule.pattern)))
+        return tuple(rule.pattern for rule in self.rules if rule.pattern not in deciding and rule.pattern != REST)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self) | {"rules": [{"pattern": rule.pattern, "scheme": rule.scheme_name} for rule in self.rules]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that `to_dict` wrote or a user typed; RecipeError for an unknown key, a missing one, or a wrong kind of value."""
+        fields = _fields(data, "recipe", cls)
+        rules = fields["rules"]
+        if not isinstance(rules, list | tuple):
+            raise RecipeError(f"recipe: 'rules' must be a list of {{'pattern': ..., 'scheme': ...}}, not {rules!r}")
+        table = []
+        for rule in rules:
+            _keys(rule, "recipe rule", required={"pattern", "scheme"})
+            table.append(Rule(_text(rule["pattern"], "pattern"), _text(rule["scheme"], "scheme")))
+        bound = _fields(fields["bound"], "recipe bound", Bound)
+        for key, value in bound.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise RecipeError(f"recipe bound: {key!r} must be a number or null, not {value!r}")
+        text = {key: _text(fields[key], key) for key in ("name", "suffix", "summary")}
+        warning = fields.get("warning")
+        return cls(rules=tuple(table), bound=Bound(**bound), warning=None if warning is None else _text(warning, "warning"), **text)
+
+
+def loosest_bound(scheme_names: Iterable[str]) -> Bound:
+    """The bound that a file with all of these schemes can be held to: the loosest of theirs, as the worst weight decides."""
+    bounds = [BOUNDS[name] for name in scheme_names]
+    if any(bound.measured_only for bound in bounds):
+        return Bound()
+    return max(bounds, key=lambda bound: -1.0 if bound.mean_kl is None else bound.mean_kl)
+
+
+def _layers(*, embedding: str, attention: str, feed_forward: str, head: str) -> tuple[Rule, ...]:
+    """One table of rules by the kind of layer; what is of no kind (a router, a projector) goes as the feed-forward does."""
+    return (Rule(EMBEDDING, embedding), Rule(ATTENTION, attention), Rule(FEED_FORWARD, feed_forward), Rule(HEAD, head), Rule(REST, feed_forward))
+
+
+def _everywhere(scheme: str) -> tuple[Rule, ...]:
+    return _layers(embedding=scheme, attention=scheme, feed_forward=scheme, head=scheme)
+
+
+_BLOCK32, _BLOCK128, _CHANNEL = "dynamic_int4_block32", "dynamic_int4_block128", "dynamic_int4_channel"
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe("none", _everywhere("float32"), "f32", BOUNDS["float32"], "float32 weights, exactly as in the checkpoint"),
+            Recipe("fp16", _everywhere("float16"), "fp16", BOUNDS["float16"], "float16 weights, computed in float"),
+            Recipe("dynamic_int8", _everywhere("dynamic_int8"), "q8", BOUNDS["dynamic_int8"], "int8 per channel, activations quantized as they come"),
+            Recipe(
+                "weight_only_int8",
+                _everywhere("weight_only_int8"),
+                "q8_wo",
+                BOUNDS["weight_only_int8"],
+                "int8 per channel, dequantized to compute in float",
+            ),
+            Recipe(
+                _BLOCK32,
+                _layers(embedding=_BLOCK32, attention=_BLOCK32, feed_forward=_BLOCK32, head=_BLOCK32),
+                "q4_block32",
+                BOUNDS[_BLOCK32],
+                "int4 in blocks of 32, activations quantized as they come",
+            ),
+            Recipe(
+                _BLOCK128,
+                _layers(embedding=_BLOCK32, attention=_BLOCK128, feed_forward=_BLOCK128, head=_BLOCK128),
+                "q4_block128",
+                BOUNDS[_BLOCK128],
+                "int4 in blocks of 128 (the embedding in blocks of 32), activations quantized as they come",
+            ),
+            Recipe(
+                _CHANNEL,
+                _everywhere(_CHANNEL),
+                "q4_channel",
+                BOUNDS[_CHANNEL],
+                "int4 per channel, activations quantized as they come",
+                WARNINGS[_CHANNEL],
+            ),
+        )
+    }
+)
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name; RecipeError with the nearest names where there is none."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def _is_structural(weight_name: str) -> bool:
+    return any(fnmatchcase(weight_name, pattern) for pattern in ALWAYS_FLOAT32)
+
+
+def _fields(data: object, what: str, record: type[Recipe] | type[Bound]) -> dict[str, Any]:
+    fields = dataclasses.fields(record)
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    return _keys(data, what, required=required, optional={field.name for field in fields} - required)
+
+
+def _keys(data: object, what: str, *, required: set[str], optional: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{what} must be a table of {', '.join(sorted(required | optional))}, not {data!r}")
+    for key in data:
+        if key not in required | optional:
+            raise unknown_name(f"{what} key", key, sorted(required | optional))
+    if missing := sorted(required - data.keys()):
+        raise RecipeError(f"{what} lacks {', '.join(map(repr, missing))}")
+    return dict(data)
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"recipe: {key!r} must be text, not {value!r}")
+    return value

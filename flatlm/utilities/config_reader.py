@@ -1,0 +1,128 @@
+"""A checkpoint's config.json, read key by key, so that a key which nobody read is seen."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flatlm.errors import ConfigError
+
+INERT_KEYS = frozenset(
+    """
+    _name_or_path architectures attention_dropout attn_dropout auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
+    hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty
+    max_length max_window_layers min_length model_type no_repeat_ngram_size num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads quantization_config_note
+    remove_invalid_values rep_pen repetition_penalty resid_pdrop return_dict return_dict_in_generate rope_interleaved sep_token_id
+    suppress_tokens task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p unsloth_fixed unsloth_version use_cache
+    """.split()  # noqa: SIM905 - a table that reads better as words
+)
+"""Keys that do not change an inference's logits: training, generation defaults, bookkeeping, token ids (the tokenizer's affair)."""
+
+MAX_CONFIG_BYTES = 16 << 20
+_ABSENT: Any = object()
+
+
+class ConfigReader:
+    """Typed access to a JSON object. `source` names it in errors: the file, and for nested objects the key too."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values = values
+        self.source = source
+        self._read: set[str] = set()
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "ConfigReader":
+        """Read `directory`/config.json. Raises ConfigError."""
+        path = directory / "config.json"
+        if not directory.is_dir():
+            raise ConfigError(f"{directory} is not a directory: give a checkpoint directory with config.json, weights and tokenizer")
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing: a checkpoint directory holds config.json beside its weights")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: this is not a model's configuration")
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a {type(values).__name__}, not an object")
+        return cls(values, str(path))
+
+    @property
+    def architecture(self) -> str:
+        """The first of `architectures`, or ''."""
+        names = self.values.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+    @property
+    def model_type(self) -> str:
+        value = self.values.get("model_type")
+        return value if isinstance(value, str) else ""
+
+    def has(self, key: str) -> bool:
+        """Is there a value other than null?"""
+        return self.values.get(key) is not None
+
+    def positive_int(self, key: str, default: int = _ABSENT) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise self.wrong(key, "must be a positive whole number")
+        return value
+
+    def positive_float(self, key: str, default: float = _ABSENT) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self.wrong(key, "must be a positive number")
+        return float(value)
+
+    def boolean(self, key: str, default: bool = _ABSENT) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "must be true or false")
+        return value
+
+    def choice(self, key: str, choices: Mapping[str, Any], default: str = _ABSENT) -> Any:
+        """The value that `choices` gives for the key's text."""
+        value = self._get(key, default)
+        if value not in choices if isinstance(value, str) else True:
+            raise self.wrong(key, f"is not supported; supported are {', '.join(sorted(choices))}")
+        return choices[value]
+
+    def nested(self, key: str) -> "ConfigReader | None":
+        """The object under `key`, or None where it is absent or null."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(key, "must be an object")
+        return ConfigReader(value, f"{self.source}: {key}")
+
+    def skip(self, *keys: str) -> None:
+        """Count keys as read: their values are known not to matter here."""
+        self._read.update(keys)
+
+    def finish(self, ignored: Iterable[str] = ()) -> None:
+        """Raise ConfigError if a key is left that was not read, is not inert, and is not in `ignored`."""
+        unread = sorted(key for key in self.values if self.has(key) and key not in self._read | INERT_KEYS | set(ignored))
+        if unread:
+            listed = ", ".join(f"{key} = {json.dumps(self.values[key])[:60]}" for key in unread)
+            raise ConfigError(
+                f"{self.source} has keys that FlatLM does not know and that may change the model's numbers: {listed}. "
+                "If one is known not to matter, pass --ignore-config-key KEY"
+            )
+
+    def wrong(self, key: str, what: str) -> ConfigError:
+        """The error for a key's value; `what` says what is allowed."""
+        return ConfigError(f"{self.source}: {key} = {json.dumps(self.values.get(key))[:80]} {what}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self.values.get(key)
+        if value is not None:
+            return value
+        if default is _ABSENT:
+            raise ConfigError(f"{self.source} has no {key}: it is needed")
+        return default

@@ -1,0 +1,32 @@
+"""What every family's file offers to a reader who wants to try it: an eager model from a checkpoint, and a run of it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.loader import ModelLoader
+from flatlm.utilities.registry import build_config
+
+SAMPLE_TOKENS = (1, 2, 3, 5, 8, 13)
+
+
+def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024) -> Decoder:
+    """The eager model, shaped by the checkpoint's config.json and loaded with its weights in float32. Raises ConfigError, CheckpointError."""
+    directory = Path(checkpoint_path)
+    config, builder = build_config(directory)
+    model = build_on_meta(config, cache_length=min(kv_cache_max_len, config.max_positions))
+    with Checkpoint.open(directory) as checkpoint:
+        ModelLoader(checkpoint, builder.tensor_names).load(model)
+    return model
+
+
+@torch.inference_mode()
+def run_sample(model: Decoder, tokens: tuple[int, ...] = SAMPLE_TOKENS) -> Tensor:
+    """Logits [1, T, V] of a forward pass over sample tokens, at positions 0, 1, ..."""
+    ids = torch.tensor([tokens], dtype=torch.int32) % model.config.vocab_size
+    logits, _ = model(ids, torch.arange(len(tokens), dtype=torch.int32), empty_caches(model.config, length=model.cache_length))
+    return logits  # type: ignore[no-any-return]

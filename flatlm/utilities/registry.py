@@ -1,0 +1,102 @@
+"""The families of models: a lazy table of records. A family's module is imported when a checkpoint asks for it."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from flatlm.errors import ConfigError
+from flatlm.utilities.config_reader import ConfigReader
+
+if TYPE_CHECKING:
+    from flatlm.layers.config import ModelConfig
+    from flatlm.utilities.loader import TensorNames
+
+
+@dataclass(frozen=True)
+class FamilyRecord:
+    """One line of the table: the family's name, its module, the architectures in config.json that mean it, and models that are of it."""
+
+    name: str
+    module: str
+    architectures: tuple[str, ...]
+    reference: str
+    models: str
+
+
+FAMILIES = (
+    FamilyRecord(
+        "llama",
+        "flatlm.examples.llama",
+        ("LlamaForCausalLM", "LLaMAForCausalLM"),
+        "transformers.LlamaForCausalLM",
+        "Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM, SmolLM2",
+    ),
+)
+
+
+class ConfigBuilder:
+    """Builds a `ModelConfig` from a checkpoint's config.json. Subclasses register themselves; the first whose `condition` holds builds."""
+
+    family: ClassVar[str]
+    tensor_names: ClassVar["TensorNames"]
+    _builders: ClassVar[list[type["ConfigBuilder"]]] = []
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        ConfigBuilder._builders.append(cls)
+
+    @classmethod
+    def condition(cls, hf_config: ConfigReader) -> bool:
+        """Is this configuration of the family?"""
+        return hf_config.architecture in family_record(cls.family).architectures
+
+    @classmethod
+    def build(cls, hf_config: ConfigReader, model_path: Path) -> "ModelConfig":
+        """The model's configuration; every key that matters is read from `hf_config`. Raises ConfigError."""
+        raise TypeError(f"{cls.__name__} has no build method")
+
+
+def family_record(name: str) -> FamilyRecord:
+    """The record of a family. Raises ConfigError, with the nearest name, for an unknown one."""
+    for record in FAMILIES:
+        if record.name == name:
+            return record
+    names = [record.name for record in FAMILIES]
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+    raise ConfigError(f"there is no model family {name!r}: {hint}")
+
+
+def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[ConfigBuilder]:
+    """The builder for a configuration: the named family's, or the first whose condition holds. Raises ConfigError."""
+    for record in FAMILIES:
+        if record.name == family or (family is None and hf_config.architecture in record.architectures):
+            importlib.import_module(record.module)
+    if family is not None:
+        family_record(family)
+    matches: Callable[[type[ConfigBuilder]], bool] = lambda builder: (
+        builder.condition(hf_config) if family is None else builder.family == family
+    )  # noqa: E731
+    for builder in ConfigBuilder._builders:
+        if matches(builder):
+            return builder
+    known = sorted(name for record in FAMILIES for name in record.architectures)
+    close = difflib.get_close_matches(hf_config.architecture, known, 1)
+    raise ConfigError(
+        f"{hf_config.source}: architecture {hf_config.architecture or hf_config.model_type or 'unnamed'!r} is not supported"
+        + (f"; did you mean {close[0]}?" if close else f"; supported are {', '.join(known)} (flatlm models lists them)")
+    )
+
+
+def build_config(
+    directory: Path, *, family: str | None = None, ignored_keys: tuple[str, ...] = ()
+) -> tuple["ModelConfig", type[ConfigBuilder]]:
+    """Read a checkpoint's config.json into a `ModelConfig`, and say which builder did. Raises ConfigError."""
+    reader = ConfigReader.from_directory(directory)
+    builder = find_builder(reader, family=family)
+    config = builder.build(reader, directory)
+    reader.finish(ignored_keys)
+    return config, builder

@@ -1,0 +1,14 @@
+"""Fixtures for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository, with small trained checkpoints; tests that ask for it are skipped without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "checkpoints").is_dir():
+        pytest.skip("needs ../shared/checkpoints, which lies beside the repository")
+    return folder

@@ -1,7 +1,4 @@
-"""The real LiteRT-LM, as the judge of bundles; and a model that tells which tokens it was given.
-
-Not named after the package that it runs, which it would hide from every test.
-"""
+"""The real LiteRT-LM, as the judge of bundles; and a model that tells which tokens it was given."""
 
 import fcntl
 import os
@@ -85,9 +82,9 @@ def echo_model(*, vocab: int = 128, cache_length: int = 256, lag: int = 120, pre
     from flatlm.convert.generic import Signatures
 
     def sample(length: int) -> dict[str, Tensor]:
-        cache = torch.zeros(1, 1, cache_length, 1)
-        tokens = torch.zeros(1, length, dtype=torch.int32)
-        return {"tokens": tokens, "input_pos": torch.arange(length, dtype=torch.int32), "kv_cache_k_0": cache, "kv_cache_v_0": cache}
+        tokens, positions = torch.zeros(1, length, dtype=torch.int32), torch.arange(length, dtype=torch.int32)
+        k, v = (torch.zeros(1, 1, cache_length, 1) for _ in range(2))  # two tensors: one, given twice, is traced as one input
+        return {"tokens": tokens, "input_pos": positions, "kv_cache_k_0": k, "kv_cache_v_0": v}
 
     signatures = Signatures().signature("decode", EchoModel(vocab, lag, decode=True), sample_kwargs=sample(1))
     for length in prefill:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatlm.convert.compile import Piece
 from flatlm.convert.stamp import SignaturePlan, Step
 from flatlm.layers.block import Block
-from flatlm.layers.kv_cache import CacheSlots, KVCache
+from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
 from flatlm.layers.model import Decoder
 
 
@@ -55,6 +55,29 @@ def decoder_plans(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Signat
             steps.append(Step(f"{spec.name}/epilogue"))
         plans.append(SignaturePlan(spec.name, ["tokens", "input_pos", *caches], [*caches, *(["logits"] if spec.logits else [])], steps))
     return plans
+
+
+class WholeDecoder(nn.Module):
+    """One signature of a decoder as one module, for the generic path: the file's conventions, the model's own weights."""
+
+    def __init__(self, model: Decoder, spec: SignatureSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+
+    def forward(self, tokens: Tensor, input_pos: Tensor, **caches: Tensor) -> dict[str, Tensor]:
+        """tokens [1, T] int32, input_pos [T] int32, kv_cache_k_<i>, kv_cache_v_<i> -> the caches, and logits [1, T, V] if asked for."""
+        given = [KVCache(caches[f"kv_cache_k_{i}"], caches[f"kv_cache_v_{i}"]) for i in range(len(self.model.blocks))]
+        logits, updated = self.model(tokens, input_pos, given)
+        out = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(updated) for part, tensor in zip("kv", cache, strict=True)}
+        return out | ({"logits": logits} if self.spec.logits else {})
+
+    def sample_inputs(self) -> dict[str, Tensor]:
+        """Inputs of the signature's shapes and dtypes."""
+        caches = empty_caches(self.model.config, length=self.model.cache_length)
+        named = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(caches) for part, tensor in zip("kv", cache, strict=True)}
+        tokens, positions = torch.zeros(1, self.spec.tokens, dtype=torch.int32), torch.arange(self.spec.tokens, dtype=torch.int32)
+        return {"tokens": tokens, "input_pos": positions, **named}
 
 
 def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:

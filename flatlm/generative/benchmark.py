@@ -101,7 +101,7 @@ def _measure(path: str, *, prefill: int | None, decode: int | None, runs: int, t
     """In this process."""
     load, runner = _timed(lambda: Runner.open(path, threads=threads))
     prefill = prefill or min(_PREFILL, runner.cache_length // 2)
-    decode = decode or min(_DECODE, runner.cache_length - prefill - 1)
+    decode = decode or max(1, min(_DECODE, runner.cache_length - prefill - 1))
     if (needed := prefill + 1 + decode) > runner.cache_length:
         raise RuntimeFileError(
             f"{path}: --prefill {prefill} and --decode {decode} need a context of {needed} tokens; it has {runner.cache_length}"

@@ -5,6 +5,7 @@ cache to put the packed ones in: of a 1.1 GB int8 model, 3.0 GB resident without
 (1.6 s to load that model, nothing left behind) or a file that the next run maps (0.04 s, at the price of the disk).
 """
 
+import errno
 import hashlib
 import os
 import platform
@@ -134,6 +135,8 @@ def section_as_file(path: Path, offset: int, size: int) -> Iterator[Path]:
 
 def _copy(path: Path, offset: int, size: int, directory: Path) -> IO[bytes]:
     directory.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(directory).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     copy = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - the caller closes it
     try:
         with path.open("rb") as file:

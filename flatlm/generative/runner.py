@@ -246,7 +246,7 @@ def _quota() -> int:
 
 @cache
 def _environment() -> Any:
-    """The runtime's environment, one for the process. It looks for other processors' plug-ins, some of which print: in a folder without any."""
+    """The runtime's environment, one for the process. It looks for plug-ins of other processors: in a folder that has none."""
     from ai_edge_litert.environment import Environment, EnvironmentOptions
 
     none = str(Path(__file__).parent)

@@ -1,15 +1,16 @@
 """Weights to stored integers and scales, and back: the one formula that every path uses.
 
-A weight [R, C] is cut into groups: a whole row for a scale per channel, `block_size` neighbouring columns of a row for a
-scale per block. With levels = 127 (int8) or 7 (int4), all in float32, for each group:
+Whatever the checkpoint's dtype, the numbers are made float32 first. A weight [R, C] is cut into groups: a whole row for a
+scale per channel, `block_size` neighbouring columns of a row for a scale per block. With levels = 127 (int8) or 7 (int4),
+all in float32, for each group:
 
     scale   = max(max|w| / levels, smallest)          float32: kept as it is; float16: rounded, see below
     integer = round_half_to_even(w * (1 / scale))     1 / scale is rounded to float32 first; no clamp is needed (below)
     decoded = integer * scale
 
 - The scale that is stored is the scale that is divided by. A block's scale is rounded to bfloat16 and then to float16:
-  the runtime's CPU delegate narrows the float16 scales to bfloat16 when it packs the weights, so a scale that has more
-  than 8 significant bits would be off by up to 0.4 % there, and exact in its EMBEDDING_LOOKUP: two meanings for one file.
+  the runtime's CPU delegate (ai-edge-litert 2.3.0) narrows float16 scales to bfloat16 for FULLY_CONNECTED, so a scale of
+  more than 8 significant bits would be off by up to 0.4 % there, and exact in EMBEDDING_LOOKUP: two meanings for one file.
 - `smallest` keeps a scale of a group of zeros, or of tiny numbers, above zero: the runtime refuses a file that has a scale
   of 0. It is 2**-100 for float32 and 2**-20 for float16 (a subnormal there, which the runtime reads), so that zero stays
   exactly zero and the error is still at most half a scale.
@@ -19,16 +20,15 @@ scale per block. With levels = 127 (int8) or 7 (int4), all in float32, for each 
 
 Two int4 share a byte, the even column in the low nibble (the host must be little-endian, as the file is).
 
-Speed: each step is one vectorised torch operation into a buffer that is reused, over a chunk that stays in the L2 cache,
-on some threads (torch lets go of the interpreter's lock). benchmarks/quantize_throughput.py has the figures.
+Speed: each step is one vectorised torch operation into a buffer that is reused, over a chunk that stays in the cache, on
+some threads (torch lets go of the interpreter's lock). benchmarks/quantize_throughput.py has the figures.
 """
 
 import collections
 import math
-import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,12 @@ import torch
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.quantize.schemes import Scheme
 
-CHUNK_ELEMENTS = 1 << 17
+CHUNK_ELEMENTS = 1 << 19  # a chunk's float32 and its product are 4 MiB: larger is no faster, smaller pays more for Python's calls
 SMALLEST_SCALE = {torch.float32: 2.0**-100, torch.float16: 2.0**-20}
 
 _READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _STORED = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
-_MOST_THREADS = 8  # by then the memory's bandwidth is spent
+_MOST_THREADS = 8  # each holds the interpreter's lock for about a tenth of its time
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Read = Callable[[int, int], torch.Tensor]
@@ -59,7 +59,10 @@ class NonFiniteWeightError(CheckpointError):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Stored rows: `data` C-contiguous, float32, float16 or int8 [R, C], or two int4 a byte, uint8 [R, C/2]; `scales` as Scheme.scales_shape says."""
+    """Stored rows: `data` C-contiguous, float32, float16 or int8 [R, C], or two int4 a byte, uint8 [R, C / 2].
+
+    `scales` has the shape that Scheme.scales_shape says, float32 for a scale per channel, float16 for one per block.
+    """
 
     data: Array
     scales: Array | None
@@ -88,13 +91,13 @@ def encode(rows: torch.Tensor, scheme: Scheme) -> Encoded:
 
 def decode(encoded: Encoded, scheme: Scheme, shape: Sequence[int]) -> torch.Tensor:
     """The float32 weight of that shape that the runtime computes with: integer * scale, rounded once."""
-    data = torch.from_numpy(encoded.data)
+    data = torch.from_numpy(np.require(encoded.data, requirements="W"))  # a file's own pages are read-only: those are copied
     if encoded.scales is None:
         return data.to(torch.float32).reshape(tuple(shape))
     if scheme.storage == "int4":
         # Shifting left and back as int8 brings a nibble's sign along.
         data = torch.stack((data.view(torch.int8) << 4 >> 4, data.view(torch.int8) >> 4), dim=-1)
-    scales = torch.from_numpy(encoded.scales).to(torch.float32).reshape(-1, 1)
+    scales = torch.from_numpy(np.require(encoded.scales, requirements="W")).to(torch.float32).reshape(-1, 1)
     return (data.reshape(scales.shape[0], -1) * scales).reshape(tuple(shape))
 
 
@@ -103,9 +106,9 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
 
     `read(start, stop)` gives those rows; `sink(start, stop, encoded)` takes them, in whatever order they get done. Both are
     called on several threads at once, and the arrays in `encoded` are written over after `sink` returns. `threads` None is
-    one for each processor, at most 8. The first error of `read`, `sink` or the encoding stops the rest and is raised.
+    as many as torch.get_num_threads() says, at most 8. The first error of `read`, `sink` or the encoding stops the rest and is raised.
     """
-    scheme.check("(rows)", shape)
+    scheme.check("rows", shape)
     rows, tail = shape[0], tuple(shape[1:])
     step = min(rows, max(1, CHUNK_ELEMENTS // math.prod(tail)))
     starts = range(0, rows, step)
@@ -118,18 +121,22 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
                 stop = min(start + step, rows)
                 chunk = whole if stop - start == step else _Chunk(scheme, stop - start, tail)
                 sink(start, stop, chunk.encode(read(start, stop), start))
-        except BaseException:
-            collections.deque(pending, maxlen=0)  # leaves nothing for the others to take
-            raise
+        finally:
+            collections.deque(pending, maxlen=0)  # after an error, leaves nothing for the others to take
 
-    count = min(threads or min(os.cpu_count() or 1, _MOST_THREADS), len(starts))
+    count = min(threads or min(torch.get_num_threads(), _MOST_THREADS), len(starts))
     with _one_thread_an_operation:
         if count == 1:
-            return work()
-        with ThreadPoolExecutor(count, thread_name_prefix="flatlm-encode") as pool:
-            futures = [pool.submit(work) for _ in range(count)]
-        for future in futures:
-            future.result()
+            work()
+        else:
+            with ThreadPoolExecutor(count, thread_name_prefix="flatlm-encode") as pool:
+                futures = [pool.submit(work) for _ in range(count)]
+                try:
+                    wait(futures, return_when=FIRST_EXCEPTION)
+                finally:
+                    collections.deque(pending, maxlen=0)  # an interrupt comes to this thread
+            for future in futures:
+                future.result()
 
 
 class _Chunk:
@@ -147,9 +154,11 @@ class _Chunk:
         self.encoded = Encoded(self.data.numpy(), None)
         scales_shape = scheme.scales_shape(self.shape)
         if scales_shape is None:
+            self.source = self.data if scheme.storage == "float32" else torch.empty(self.shape)
             return
         self.scales = torch.empty(scales_shape, dtype=torch.float32 if scheme.block_size is None else torch.float16)
         self.encoded = Encoded(self.data.numpy(), self.scales.numpy())
+        self.levels = torch.tensor(float(scheme.levels))
         self.smallest = SMALLEST_SCALE[self.scales.dtype]
         self.per_group = self.scales.view(-1)
         self.grouped = (self.per_group.numel(), scheme.block_size or tail[0])
@@ -171,7 +180,7 @@ class _Chunk:
             self.integers = self.data.view(self.grouped)
 
     def encode(self, rows: torch.Tensor, first_row: int) -> Encoded:
-        """Encode rows of this chunk's shape; `first_row` is their place in the weight, for errors. The arrays are written over next time."""
+        """Encode rows of this chunk's shape, into arrays that the next call writes over; `first_row` is their place in the weight."""
         if rows.dtype not in _READABLE:
             raise CheckpointError(f"weights of {rows.dtype} cannot be encoded; they must be float32, bfloat16, float16 or float64")
         if rows.shape != self.shape:
@@ -185,10 +194,14 @@ class _Chunk:
         return self.encoded
 
     def _convert(self, rows: torch.Tensor, first_row: int) -> None:
-        self.data.copy_(rows)
-        if not (math.isfinite(self.data.amax().item()) and math.isfinite(self.data.amin().item())):
+        self.source.copy_(rows)
+        peak = max(self.source.amax().item(), -self.source.amin().item())  # NaN in both, so it wins
+        if not math.isfinite(peak):
             _refuse_non_finite(rows, first_row)
-            raise RecipeError(f"float16 holds no more than 65504, and row {first_row} or one after it does; use a float32 or integer scheme")
+        if self.source is not self.data:
+            if peak >= 65520:  # halfway to the power of two that float16 lacks
+                raise RecipeError(f"{_row_of_peak(rows, first_row)} holds numbers beyond float16 (65504); use a float32 or integer scheme")
+            self.data.copy_(self.source)
 
     def _quantize(self, rows: torch.Tensor, first_row: int) -> None:
         source, product, scale, factor = self.source, self.product, self.scale, self.factor
@@ -197,15 +210,14 @@ class _Chunk:
         else:
             self.source_rows.copy_(rows)
         self._absolute_maximum(source)
-        scale.div_(self.scheme.levels).clamp_min_(self.smallest)
+        scale.div_(self.levels).clamp_min_(self.smallest)
         if self.scheme.block_size is not None:
             scale.copy_(self.per_group.copy_(self.narrow.copy_(scale)))
         else:
             self.per_group.copy_(scale)
         if not math.isfinite(np.maximum.reduce(self.scale_array)):
             _refuse_non_finite(rows, first_row)
-            row = first_row + int(scale.argmax()) // (self.grouped[0] // self.shape[0])
-            raise RecipeError(f"row {row} needs a scale beyond float16 (numbers above {7 * 65280}); use a per-channel scheme")
+            raise RecipeError(f"{_row_of_peak(rows, first_row)} needs a scale beyond float16 (65504); use a per-channel scheme")
 
         torch.reciprocal(scale, out=factor)
         torch.mul(source, self.factor_column, out=product)
@@ -226,6 +238,10 @@ class _Chunk:
             # Floats that are not negative are in the order of their bits, and the integers' maximum is the faster one.
             torch.abs(source, out=self.product)
             torch.amax(self.product_bits, 1, out=self.scale_bits)
+
+
+def _row_of_peak(rows: torch.Tensor, first_row: int) -> str:
+    return f"row {first_row + int(rows.reshape(rows.shape[0], -1).abs().amax(dim=1).argmax())}"
 
 
 def _refuse_non_finite(rows: torch.Tensor, first_row: int) -> None:

@@ -117,13 +117,15 @@ class Recipe:
         kept = tuple(rule for rule in parent.rules if rule.pattern not in overrides)
         rules = tuple(Rule(pattern, scheme) for pattern, scheme in overrides.items() if pattern != REST)
         rest = (Rule(REST, overrides[REST]),) if REST in overrides else ()
-        recipe = cls(name, (*rules, *kept, *rest), name, parent.bound, f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items()))
+        recipe = cls(
+            name, (*rules, *kept, *rest), name, parent.bound, f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items())
+        )
         schemes = [rule.scheme_name for rule in recipe.rules]
         warning = parent.warning or next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
         return dataclasses.replace(recipe, bound=loosest_bound(schemes), warning=warning)
 
     def scheme_for(self, weight_name: str, shape: Sequence[int] | None = None) -> Scheme:
-        """The scheme of the first rule that matches; float32 for norms, biases and, where the shape is given, anything with one dimension."""
+        """The scheme of the first rule that matches; float32 for norms, biases and, where a shape is given, whatever has one dimension."""
         if _is_structural(weight_name) or (shape is not None and len(shape) < 2):
             return SCHEMES["float32"]
         return get_scheme(next(rule.scheme_name for rule in self.rules if fnmatchcase(weight_name, rule.pattern)))
@@ -170,7 +172,13 @@ def loosest_bound(scheme_names: Iterable[str]) -> Bound:
 
 def _layers(*, embedding: str, attention: str, feed_forward: str, head: str) -> tuple[Rule, ...]:
     """One table of rules by the kind of layer; what is of no kind (a router, a projector) goes as the feed-forward does."""
-    return (Rule(EMBEDDING, embedding), Rule(ATTENTION, attention), Rule(FEED_FORWARD, feed_forward), Rule(HEAD, head), Rule(REST, feed_forward))
+    return (
+        Rule(EMBEDDING, embedding),
+        Rule(ATTENTION, attention),
+        Rule(FEED_FORWARD, feed_forward),
+        Rule(HEAD, head),
+        Rule(REST, feed_forward),
+    )
 
 
 def _everywhere(scheme: str) -> tuple[Rule, ...]:
@@ -185,7 +193,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         for recipe in (
             Recipe("none", _everywhere("float32"), "f32", BOUNDS["float32"], "float32 weights, exactly as in the checkpoint"),
             Recipe("fp16", _everywhere("float16"), "fp16", BOUNDS["float16"], "float16 weights, computed in float"),
-            Recipe("dynamic_int8", _everywhere("dynamic_int8"), "q8", BOUNDS["dynamic_int8"], "int8 per channel, activations quantized as they come"),
+            Recipe(
+                "dynamic_int8",
+                _everywhere("dynamic_int8"),
+                "q8",
+                BOUNDS["dynamic_int8"],
+                "int8 per channel, activations quantized as they come",
+            ),
             Recipe(
                 "weight_only_int8",
                 _everywhere("weight_only_int8"),

@@ -58,7 +58,9 @@ class Scheme:
         columns = shape[1]
         if self.block_size is not None and columns % self.block_size:
             wider = [s.name for s in SCHEMES.values() if s.quantized and s.block_size and columns % s.block_size == 0]
-            raise RecipeError(f"{where}: {columns} columns are not a multiple of {self.block_size}; use {_either([*wider, 'dynamic_int8'])}")
+            raise RecipeError(
+                f"{where}: {columns} columns are not a multiple of {self.block_size}; use {_either([*wider, 'dynamic_int8'])}"
+            )
         if self.storage == "int4" and columns % 2:
             raise RecipeError(f"{where}: two int4 share a byte, and {columns} columns are odd; use dynamic_int8")
 
@@ -107,7 +109,7 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> RecipeError
     import difflib
 
     names = list(allowed)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return RecipeError(f"unknown {kind} {name!r}{hint} (allowed: {', '.join(names)})")
 

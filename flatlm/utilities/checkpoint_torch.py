@@ -173,8 +173,10 @@ def _zip_entry(file: WeightsFile, name: str, tensor: torch.Tensor, keys: Mapping
             kind = "a tensor without values"
         return Entry(TensorRecord(name, shape, tensor.dtype, file.path, kind), Contiguous(file, 0, 0, 0))
     strides = tuple(tensor.stride())
-    span = (1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))) * item if math.prod(shape) else 0
-    first = int(tensor.storage_offset()) * item
+    first, span = 0, 0  # in bytes; a view without elements may begin anywhere
+    if math.prod(shape):
+        first = int(tensor.storage_offset()) * item
+        span = (1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))) * item
     if min((first, *strides)) < 0 or first + span > place.nbytes:
         raise CheckpointError(
             f"{file.path}: is corrupt: tensor {name!r} reaches beyond its {place.nbytes} bytes of values; download it again"
@@ -226,17 +228,13 @@ class _LegacyTensor:
 
 
 def _read_legacy(file: WeightsFile) -> tuple[range, list[Entry]]:
-    with torch.serialization.skip_data():
-        state = state_dict(_load(file.path, file, "cpu"), file)
-    promised = sum(
-        {
-            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-            for tensor in state.values()
-            if unsupported_kind(tensor) is None
-        }.values()
-    )
-    if promised > file.size:
-        raise CheckpointError(f"{file.path}: is truncated: {file.size} bytes for {promised} bytes of values; download it again")
+    with file.path.open("rb") as stream, torch.serialization.skip_data():
+        state = state_dict(_load(stream, file, "cpu"), file)
+        end = stream.tell()  # of the pickles; each storage follows, behind a length of 8 bytes
+    dense = [tensor.untyped_storage() for tensor in state.values() if unsupported_kind(tensor) is None]
+    end += sum({storage._cdata: 8 + storage.nbytes() for storage in dense}.values())
+    if file.size < end:
+        raise CheckpointError(f"{file.path}: is truncated: {file.size} bytes of at least {end}; download it again")
     whole = _Legacy(file)
     entries = []
     for name, tensor in state.items():

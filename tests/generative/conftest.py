@@ -3,7 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_model import EOS, Letters, Toy, V, export_toy
+
+from tests.generative.toy_model import EOS, Letters, Toy, V, export_toy
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,16 @@
 import subprocess
 import sys
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flatlm.errors import RuntimeFileError
-from flatlm.generative.runner import Runner, available_cores, split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_model import S, V
+
+from flatlm.errors import RuntimeFileError
+from flatlm.generative.runner import Runner, available_cores, split
+from tests.generative.toy_model import S, V
 
 TOLERANCE = 1e-5
 texts = st.lists(st.integers(0, V - 1), min_size=1, max_size=S)
@@ -17,8 +18,14 @@ relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 
 
 @pytest.fixture(scope="module")
-def runner(tiny_file):
+def opened(tiny_file):
     return Runner.open(tiny_file)
+
+
+@pytest.fixture
+def runner(opened):
+    opened.reset()
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +50,12 @@ def test_prompt_of_any_length_gives_the_same_logits_as_the_whole_text_at_once(ru
 @relaxed
 @given(ids=texts, cuts=st.sets(st.integers(1, S - 1)), stale=texts)
 def test_text_read_in_parts_over_the_garbage_of_another(runner, toy, ids, cuts, stale):
-    runner.rewind(0) if stale else runner.reset()
+    runner.rewind(0)
     runner.prefill(stale)
     runner.rewind(0)  # unlike reset, this leaves all of it in the cache
     expected = toy.reference(ids)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         runner.prefill(ids[begin : end - 1])
         np.testing.assert_allclose(runner.step(ids[end - 1]), expected[end - 1], atol=TOLERANCE)
 
@@ -59,14 +66,14 @@ def test_rewind_keeps_the_tokens_before_the_position(runner, toy, ids, shared, o
     runner.reset()
     runner.prefill(ids)
     runner.rewind(min(shared, len(ids)))
-    text = (ids[:shared] + other)[: max(S, shared)]
-    runner.prefill(text[runner.position : -1]) if runner.position < len(text) else runner.rewind(len(text) - 1)
+    text = (ids[:shared] + other)[:S]
+    runner.rewind(min(runner.position, len(text) - 1))
+    runner.prefill(text[runner.position : -1])
     np.testing.assert_allclose(runner.step(text[-1]), toy.reference(text)[-1], atol=TOLERANCE)
 
 
 def test_every_step_to_the_last_slot(runner, toy, random_ids):
     ids = random_ids(S)
-    runner.reset()
     logits = np.stack([runner.step(token) for token in ids])
     np.testing.assert_allclose(logits, toy.reference(ids), atol=TOLERANCE)
 
@@ -74,7 +81,6 @@ def test_every_step_to_the_last_slot(runner, toy, random_ids):
 @pytest.mark.parametrize("read", range(S - 20, S))
 def test_a_prefill_near_the_end_is_not_moved_back_onto_older_tokens(runner, toy, random_ids, read):
     ids = random_ids(S, seed=read)
-    runner.reset()
     runner.prefill(ids[:read])
     runner.prefill(ids[read:-1])
     np.testing.assert_allclose(runner.step(ids[-1]), toy.reference(ids)[-1], atol=TOLERANCE)
@@ -89,7 +95,6 @@ def test_reset_zeroes_the_caches(runner, random_ids):
 
 
 def test_new_runner_begins_with_zeroed_caches(tiny_file, runner, random_ids):
-    runner.reset()
     runner.prefill(random_ids(S))  # leaves numbers in freed memory as likely as not
     with Runner.open(tiny_file) as fresh:
         for name, spec in fresh.file.decode.caches.items():
@@ -97,7 +102,6 @@ def test_new_runner_begins_with_zeroed_caches(tiny_file, runner, random_ids):
 
 
 def test_logits_are_copies(runner, random_ids):
-    runner.reset()
     first = runner.step(3)
     kept = first.copy()
     runner.step(4)
@@ -123,7 +127,6 @@ def test_prefill_logits_names_the_option_that_gives_them(runner):
 
 def test_full_context_names_the_sizes_and_changes_nothing(runner, toy, random_ids):
     ids = random_ids(S + 1)
-    runner.reset()
     with pytest.raises(RuntimeFileError, match=f"{S + 1} tokens do not fit its context of {S};.*--kv-cache-len"):
         runner.prefill(ids)
     assert runner.position == 0
@@ -137,7 +140,6 @@ def test_full_context_names_the_sizes_and_changes_nothing(runner, toy, random_id
 
 @pytest.mark.parametrize("token", [-1, V])
 def test_token_outside_the_vocabulary(runner, token):
-    runner.reset()
     with pytest.raises(RuntimeFileError, match=f"token {token} is outside its vocabulary of {V}"):
         runner.prefill([1, token])
     with pytest.raises(RuntimeFileError, match=f"token {token}"):
@@ -147,7 +149,6 @@ def test_token_outside_the_vocabulary(runner, token):
 
 @pytest.mark.parametrize("position", [-1, 3])
 def test_rewind_goes_back_only(runner, position):
-    runner.reset()
     runner.prefill([1, 2])
     with pytest.raises(RuntimeFileError, match=f"position {position}: 2 tokens"):
         runner.rewind(position)
@@ -182,7 +183,6 @@ def test_a_bundle_runs_as_its_model_does(tiny_file, runner, random_ids, tmp_path
     path = tmp_path / "tiny.litertlm"
     write_bundle(path, model=tiny_file, tokenizer=TokenizerSource("hf", b"{}"), metadata=BundleMetadata(max_num_tokens=S))
     ids = random_ids(30)
-    runner.reset()
     runner.prefill(ids)
     with Runner.open(path) as bundled:
         assert bundled.prefill_lengths == runner.prefill_lengths
@@ -192,13 +192,13 @@ def test_a_bundle_runs_as_its_model_does(tiny_file, runner, random_ids, tmp_path
 
 
 def test_imports_neither_torch_nor_the_runtime():
-    code = "import sys, flatlm.generative.{benchmark,generate}; assert not {'torch', 'ai_edge_litert'} & set(sys.modules), sys.modules"
-    for module in ("benchmark", "generate", "runner", "sampling", "memory"):
-        subprocess.run([sys.executable, "-c", code.replace("{benchmark,generate}", module)], check=True, cwd=Path(__file__).parents[2])
+    modules = ", ".join(f"flatlm.generative.{name}" for name in ("benchmark", "generate", "memory", "model_file", "runner", "sampling"))
+    code = f"import sys, {modules}; assert not {{'torch', 'ai_edge_litert'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_running_imports_no_torch(tiny_file):
-    code = "import sys; from flatlm.generative.runner import Runner; Runner.open(sys.argv[1]).step(1); assert 'torch' not in sys.modules"
+    code = "import sys; from flatlm.generative.runner import Runner; Runner.open(sys.argv[1]).step(1); assert not 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tiny_file)], check=True, cwd=Path(__file__).parents[2])
 
 

@@ -1,0 +1,176 @@
+"""A checkpoint's tokenizer: text to ids as transformers 5 gives them, ids to text, and conversations to ids.
+
+`tokenizer.json` is preferred; a SentencePiece `tokenizer.model` serves where there is none. With a tokenizer.json, its own
+post-processor decides on BOS and EOS, and add_bos_token in tokenizer_config.json is not heeded; with a SentencePiece model,
+add_bos_token decides, and none is added where it is absent (transformers 5 does the same, in both cases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from flatlm.errors import TokenizerError
+from flatlm.utilities.chat_template import render_chat
+from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
+from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings
+
+__all__ = ["StreamDecoder", "Tokenizer", "TokenizerKind", "TokenizerSettings"]
+
+TokenizerKind: TypeAlias = Literal["hf", "sentencepiece"]
+
+_FILES: dict[str, TokenizerKind] = {"tokenizer.json": "hf", "tokenizer.model": "sentencepiece"}
+_BACKENDS: dict[TokenizerKind, type[HfBackend] | type[SentencePieceBackend]] = {"hf": HfBackend, "sentencepiece": SentencePieceBackend}
+_OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+class Tokenizer:
+    """Text to token ids, and back.
+
+    kind: "hf" (the tokenizers library) or "sentencepiece". source: the file it came from. bos_id: the id of the token that begins a
+    text, or None. eos_ids: all ids that end one. chat_template: Jinja text, or None.
+    """
+
+    def __init__(self, kind: TokenizerKind, backend: Backend, settings: TokenizerSettings, source: Path) -> None:
+        """Use `Tokenizer.load` or `Tokenizer.from_bytes`."""
+        self.kind, self.settings, self.source = kind, settings, source
+        self._backend = backend
+        named = {name: backend.token_id(token.content) for name, token in settings.special_tokens.items()}
+        begins = (named.get("bos_token"), settings.bos_id, backend.own_bos)
+        self.bos_id: int | None = next((i for i in begins if i is not None), None)
+        ends = (*settings.eos_ids, named["eos_token"] if "eos_token" in named else backend.own_eos)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        self.chat_template = settings.chat_template
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """From a checkpoint's directory, or from a tokenizer.json or SentencePiece file, beside which its settings lie.
+
+        Raises TokenizerError.
+        """
+        path = Path(path)
+        if path.is_dir():
+            source = next((path / name for name in _FILES if (path / name).is_file()), None)
+            if source is None:
+                raise TokenizerError(_no_tokenizer(path))
+        elif path.exists():
+            source = path
+        else:
+            raise TokenizerError(f"{path}: does not exist; give a directory with a tokenizer.json or tokenizer.model, or such a file")
+        kind: TokenizerKind = "hf" if source.suffix == ".json" else "sentencepiece"
+        return cls.from_bytes(kind, read_bytes(source), settings=read_settings(source.parent), source=source)
+
+    @classmethod
+    def from_bytes(
+        cls, kind: TokenizerKind, data: bytes, *, settings: TokenizerSettings | None = None, source: Path = Path("tokenizer")
+    ) -> Tokenizer:
+        """From a file's content, such as a bundle's section; `source` is for messages. Raises TokenizerError."""
+        if kind not in _BACKENDS:
+            raise TokenizerError(f"{source}: {kind!r} is no kind of tokenizer; there are {', '.join(_BACKENDS)}")
+        if data.startswith(b"version https://git-lfs.github.com/spec/"):
+            raise TokenizerError(f"{source}: is a Git LFS pointer, not the tokenizer itself; run `git lfs pull`, or download the file")
+        settings = settings or TokenizerSettings()
+        return cls(kind, _BACKENDS[kind](data, settings, source), settings, source)
+
+    def to_bytes(self) -> bytes:
+        """The vocabulary as one file of its kind (tokenizer.json or SentencePiece model) which gives the same ids by itself.
+
+        But for a SentencePiece model's BOS and EOS, which such a file cannot say.
+        """
+        return self._backend.to_bytes()
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id, plus one. A model's own vocabulary is often padded beyond it."""
+        return self._backend.vocab_size()
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary, or None."""
+        return self._backend.token_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, with BOS and the like as transformers adds them. Raises TokenizerError for what is not Unicode text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the text is not valid Unicode: {error.reason} at character {error.start}; pass UTF-8") from error
+        return self._backend.encode(text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids. Special tokens and ids beyond the vocabulary are left out; bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids])
+
+    def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder:
+        """Decodes ids as they come. With a context, such as the prompt's ids, the text continues it: a leading space is kept."""
+        return StreamDecoder(self._backend, context)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the text that the model was trained on. Raises TokenizerError."""
+        if self.chat_template is None:
+            raise TokenizerError(
+                f"{self.source}: comes with no chat template (in tokenizer_config.json or chat_template.jinja), so this model takes "
+                "plain prompts only; a model tuned for chat has one"
+            )
+        tokens = {name: token.content for name, token in self.settings.special_tokens.items()}
+        return render_chat(self.chat_template, messages, special_tokens=tokens, add_generation_prompt=add_generation_prompt)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """A conversation's ids, ready for the model: special tokens are those that the template writes. Raises TokenizerError."""
+        return self.encode(self.render_chat(messages, add_generation_prompt=add_generation_prompt), add_special_tokens=False)
+
+
+class StreamDecoder:
+    """Text in pieces, as ids come: `push` each id, `finish` at the end.
+
+    The pieces, joined, are `decode` of all ids (after the context, where there is one), and no piece splits a character. Text is held
+    back while later ids can still change it: an unfinished character, and a run of byte tokens, which counts as one.
+    """
+
+    _KEEP, _SHRINK = 16, 64
+
+    def __init__(self, backend: Backend, context: Sequence[int] = ()) -> None:
+        self._backend = backend
+        # Only the last ids are decoded again at each step; what was before them has no influence any more.
+        self._window = [int(i) for i in context if not backend.is_hidden(int(i))]
+        self._given = backend.decode(self._window).rstrip("\ufffd")
+        self._shrink()
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now and was not before; often empty."""
+        token_id = int(token_id)
+        if self._backend.is_hidden(token_id):
+            return ""
+        self._window.append(token_id)
+        if self._backend.is_byte(token_id):
+            return ""
+        text = self._backend.decode(self._window)
+        return "" if text.endswith("\ufffd") else self._give(text)
+
+    def finish(self) -> str:
+        """What was held back, with U+FFFD for characters that stayed unfinished."""
+        return self._give(self._backend.decode(self._window))
+
+    def _give(self, text: str) -> str:
+        piece, self._given = text[len(self._given) :], text
+        self._shrink()
+        return piece
+
+    def _shrink(self) -> None:
+        if len(self._window) <= self._SHRINK:
+            return
+        kept = self._window[-self._KEEP :]
+        text = self._backend.decode(kept)
+        if text and self._given.endswith(text):  # else the cut fell into a character: another id, another try
+            self._window, self._given = kept, text
+
+
+def _no_tokenizer(directory: Path) -> str:
+    text = f"{directory}: has no tokenizer: neither {' nor '.join(_FILES)}"
+    found = [name for name in _OTHER_FILES if (directory / name).exists()]
+    if found:
+        return (
+            f"{text}; {', '.join(found)} is of a kind that FlatLM does not read: where transformers can load it, write a "
+            "tokenizer.json with transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+    return f"{text}; download one of them next to config.json"

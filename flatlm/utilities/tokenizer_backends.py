@@ -1,0 +1,194 @@
+"""The two kinds of vocabulary, behind one face: a `tokenizer.json` of the tokenizers library, and a SentencePiece model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from flatlm.errors import TokenizerError
+from flatlm.utilities.tokenizer_settings import AddedToken, TokenizerSettings
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_CONVERT = (
+    "where transformers can load it, write a tokenizer.json next to it: "
+    "python -c \"import transformers; transformers.AutoTokenizer.from_pretrained('DIR').save_pretrained('DIR')\""
+)
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+"""Appended to a serialized ModelProto, this sets its normalizer_spec.add_dummy_prefix to false: Protocol Buffers merge what is repeated."""
+
+
+class Backend(Protocol):
+    """A vocabulary in use."""
+
+    own_bos: int | None
+    """The id that the vocabulary's file itself says begins a text; None where it says nothing of the kind."""
+    own_eos: int | None
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Without special tokens; an id that the vocabulary lacks, as a padded model may produce, decodes to nothing."""
+
+    def token_id(self, token: str) -> int | None: ...
+
+    def is_hidden(self, token_id: int) -> bool:
+        """Whether decode leaves the token out."""
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token is one byte of text, to be joined with its neighbours."""
+
+    def vocab_size(self) -> int:
+        """The largest id, plus one."""
+
+    def to_bytes(self) -> bytes:
+        """The vocabulary as a file of its kind, which alone gives the same ids."""
+
+
+class HfBackend:
+    """`tokenizer.json`, with what the settings add to it, in the order in which transformers 5 does."""
+
+    own_bos: int | None = None
+    own_eos: int | None = None
+
+    def __init__(self, data: bytes, settings: TokenizerSettings, source: Path) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{source}: is not UTF-8 text ({error}); download it again") from error
+        except Exception as error:  # the tokenizers library raises no other kind
+            raise TokenizerError(
+                f"{source}: the tokenizers library cannot read it: {error}; download it again, or update tokenizers"
+            ) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the library's Rust part
+                raise
+            raise TokenizerError(f"{source}: the tokenizers library fails to read it: {error}; download it again") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = settings.split_special_tokens
+        if settings.llama_rules and b'"ByteLevel"' not in data and type(self._tokenizer.model).__name__ == "BPE":
+            self._apply_llama_rules(settings.prefix)
+        self._add_tokens(settings)
+        self._added = self._tokenizer.get_added_tokens_decoder()
+
+    def _apply_llama_rules(self, prefix: str) -> None:
+        from tokenizers import decoders, pre_tokenizers
+
+        self._tokenizer.normalizer = None
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prefix, split=False)
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if prefix != "never":
+            steps.append(decoders.Strip(content=" ", left=1, right=0))
+        self._tokenizer.decoder = decoders.Sequence(steps)
+
+    def _add_tokens(self, settings: TokenizerSettings) -> None:
+        known = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
+        listed = {token.content: _rust_token(token) for token in settings.added_tokens}
+        self._tokenizer.add_tokens([token for text, token in listed.items() if repr(known.get(text)) != repr(token)])
+        special = [*settings.special_tokens.values(), *settings.extra_tokens]
+        flags = listed or known
+        self._tokenizer.add_special_tokens([flags.get(token.content, _rust_token(token)) for token in special])
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def is_hidden(self, token_id: int) -> bool:
+        if token_id in self._added:
+            return bool(self._added[token_id].special)
+        return not 0 <= token_id < 2**32 or self._tokenizer.id_to_token(token_id) is None
+
+    def is_byte(self, token_id: int) -> bool:
+        return _BYTE.fullmatch(self._tokenizer.id_to_token(token_id) or "") is not None
+
+    def vocab_size(self) -> int:
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def to_bytes(self) -> bytes:
+        return str(self._tokenizer.to_str()).encode()
+
+
+def _rust_token(token: AddedToken) -> Any:
+    import tokenizers
+
+    flags = {"normalized": token.normalized, "lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+    return tokenizers.AddedToken(token.content, special=token.special, **flags)
+
+
+class SentencePieceBackend:
+    """A SentencePiece model. Special tokens in a text are found as transformers finds them, which SentencePiece itself does not."""
+
+    def __init__(self, data: bytes, settings: TokenizerSettings, source: Path) -> None:
+        import sentencepiece
+
+        try:
+            if not data:
+                raise RuntimeError("it is empty")
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+            self._bare = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
+        except RuntimeError as error:
+            raise TokenizerError(f"{source}: is not a SentencePiece model ({error}); {_CONVERT}") from error
+        self._data, self._settings = data, settings
+        pieces = range(self._model.get_piece_size())
+        self._hidden = {i for i in pieces if self._model.is_control(i) or self._model.is_unknown(i) or self._model.is_unused(i)}
+        self._special = {self._model.id_to_piece(i): i for i in self._hidden if not self._model.is_unused(i)}
+        for token in settings.added_tokens:
+            if token.id is not None and token.id not in pieces:
+                self._special[token.content] = token.id
+        for token in [*settings.special_tokens.values(), *settings.extra_tokens]:
+            if (found := self.token_id(token.content)) is not None:
+                self._special[token.content] = found
+        self._hidden.update(self._special.values())
+        longest_first = sorted(filter(None, self._special), key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, longest_first)) if longest_first and not settings.split_special_tokens else "(?!)")
+        self.own_bos, self.own_eos = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
+        named = {name: self.token_id(token.content) for name, token in settings.special_tokens.items()}
+        bos, eos = named.get("bos_token", self.own_bos), named.get("eos_token", self.own_eos)
+        self._before = [bos] if settings.add_bos and bos is not None else []
+        self._after = [eos] if settings.add_eos and eos is not None else []
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = list(self._pieces(text))
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    def _pieces(self, text: str) -> Iterator[int]:
+        begin = 0
+        for match in [*self._split.finditer(text), None]:
+            stretch = text[begin : match.start() if match else None]
+            prefixed = self._settings.prefix == "always" or (self._settings.prefix == "first" and begin == 0)
+            yield from (self._model if prefixed else self._bare).encode(stretch)
+            if match:
+                yield self._special[match[0]]
+                begin = match.end()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        model = self._bare if self._settings.prefix == "never" else self._model
+        return str(model.decode([i for i in ids if not self.is_hidden(i)]))
+
+    def token_id(self, token: str) -> int | None:
+        if token in self._special:
+            return self._special[token]
+        found = int(self._model.piece_to_id(token))
+        return found if self._model.id_to_piece(found) == token else None
+
+    def is_hidden(self, token_id: int) -> bool:
+        return token_id in self._hidden or not 0 <= token_id < self._model.get_piece_size()
+
+    def is_byte(self, token_id: int) -> bool:
+        return bool(self._model.is_byte(token_id))
+
+    def vocab_size(self) -> int:
+        return max(self._model.get_piece_size(), *(i + 1 for i in self._special.values()), 0)
+
+    def to_bytes(self) -> bytes:
+        return self._data

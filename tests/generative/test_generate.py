@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+from flatlm.errors import RuntimeFileError
+from flatlm.generative.generate import Piece, generate, stream
+from flatlm.generative.runner import Runner
+from flatlm.generative.sampling import Sampler
+from tests.generative.toy_model import EOS, S, V
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_file):
+    return Runner.open(tiny_file)
+
+
+@pytest.fixture
+def runner(opened):
+    opened.reset()
+    return opened
+
+
+def greedy(toy, prompt, count):
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(toy.reference(ids)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+class Planned:
+    """A sampler that says what it was told to."""
+
+    def __init__(self, *tokens):
+        self._tokens = iter(tokens)
+
+    def pick(self, logits):
+        return next(self._tokens)
+
+
+def test_greedy_text_is_the_reference_models(runner, toy, letters, random_ids):
+    prompt = random_ids(9)
+    expected = greedy(toy, prompt, 20)
+    assert EOS not in expected
+    generation = generate(runner, letters, prompt, max_new_tokens=20)
+    assert list(generation.token_ids) == expected
+    assert generation.prompt_token_ids == tuple(prompt)
+    assert generation.text == letters.decode(expected)
+    assert generation.finish_reason == "length"
+    assert generate(runner, letters, prompt, max_new_tokens=20) == generation  # it begins a new text each time
+
+
+def test_pieces_come_one_by_one(runner, letters):
+    pieces = stream(runner, letters, [1, 2], max_new_tokens=3, sampler=Planned(10, 11, 12))
+    assert next(pieces) == Piece("", 10)
+    assert runner.position == 2
+    assert list(pieces) == [Piece("+", 11), Piece(",", 12), Piece("-", None, "length")]
+    assert runner.position == 4  # the last token is not in the cache
+
+
+def test_the_end_is_not_part_of_the_text(runner, letters):
+    generation = generate(runner, letters, [1], sampler=Planned(10, EOS, 11))
+    assert (generation.token_ids, generation.text, generation.finish_reason) == ((10,), "+", "eos")
+    assert generate(runner, letters, [1], sampler=Planned(EOS)).token_ids == ()
+
+
+@pytest.mark.parametrize("length", [1, S - 3, S - 1, S])
+def test_a_full_context_ends_the_text(runner, letters, random_ids, length):
+    generation = generate(runner, letters, random_ids(length), sampler=Planned(*[10] * S))
+    # The token after the last slot can still be told, though not read.
+    assert len(generation.token_ids) == S - length + 1
+    assert generation.finish_reason == "context"
+
+
+def test_length_goes_before_context(runner, letters, random_ids):
+    assert generate(runner, letters, random_ids(S), max_new_tokens=1, sampler=Planned(10)).finish_reason == "length"
+
+
+def test_a_prompt_that_does_not_fit_is_not_begun(runner, letters, random_ids):
+    with pytest.raises(RuntimeFileError, match=f"{S + 1} tokens do not fit"):
+        generate(runner, letters, random_ids(S + 1))
+    assert runner.position == 0
+
+
+def test_stream_goes_on_where_the_runner_is(runner, toy, letters, random_ids):
+    ids = random_ids(12)
+    runner.prefill(ids[:5])
+    tokens = [piece.token_id for piece in stream(runner, letters, ids[5:], max_new_tokens=4)]
+    assert tokens == [*greedy(toy, ids, 4), None]
+
+
+def test_nothing_asked_for(runner, letters):
+    generation = generate(runner, letters, [1, 2], max_new_tokens=0)
+    assert (generation.token_ids, generation.text, generation.finish_reason) == ((), "", "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"), [([], 1, "no tokens"), ([1], -1, "-1 new tokens"), ([V], 1, "outside its vocabulary")]
+)
+def test_impossible_requests(runner, letters, prompt, count, message):
+    with pytest.raises(RuntimeFileError, match=message):
+        generate(runner, letters, prompt, max_new_tokens=count)
+
+
+def test_seeded_sampling_repeats(runner, letters, random_ids):
+    prompt = np.array(random_ids(6))  # an array does too
+    texts = [generate(runner, letters, prompt, max_new_tokens=25, sampler=Sampler(2.0, seed=seed)).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]

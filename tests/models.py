@@ -1,0 +1,90 @@
+"""Tiny models with every parameter random, and ways to run what was exported from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatlm.convert.compile import compile_pieces
+from flatlm.convert.decoder import SignatureSpec, decoder_pieces, decoder_plans
+from flatlm.convert.link import link
+from flatlm.convert.stamp import stamp
+from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, RopeConfig
+from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.quantize.recipes import Recipe, get_recipe
+
+
+def tiny_config(
+    *, layers: int = 2, heads: int = 4, kv_heads: int = 2, tied: bool = False, bias: bool = False, vocab: int = 96, dim: int = 32
+) -> ModelConfig:
+    attention = AttentionConfig(heads, kv_heads, 8, RopeConfig(8), qkv_bias=bias, output_bias=bias)
+    block = BlockConfig(attention, FeedForwardConfig(64, bias=bias), NormConfig(eps=1e-5), NormConfig(eps=1e-6))
+    return ModelConfig(vocab, dim, (block,) * layers, max_positions=64, tied_head=tied)
+
+
+def random_decoder(config: ModelConfig, *, cache_length: int = 32, seed: int = 0) -> Decoder:
+    """An eager model; norms, biases and all are random."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Decoder(config, cache_length=cache_length)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.25 * noise
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A weight source whose values are at hand."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.values[start:stop]
+
+
+def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none") -> Path:
+    """Compile, stamp and link an eager model's copy on the meta device, with the eager model's weights."""
+    empty = build_on_meta(model.config, cache_length=model.cache_length)
+    stamped = stamp(compile_pieces(decoder_pieces(empty, specs)), decoder_plans(empty, specs))
+    sources = {name: InMemory(parameter.data) for name, parameter in model.named_parameters()}
+    linked = link(stamped, sources, get_recipe(recipe) if isinstance(recipe, str) else recipe)
+    with path.open("w+b") as file:
+        linked.write(file.fileno())
+    return path
+
+
+class Signatures:
+    """A file in LiteRT's interpreter, a signature a call: the plainest judge, with nothing of ours between."""
+
+    def __init__(self, path: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(str(path), num_threads=1)
+
+    def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {key: value.copy() for key, value in self.interpreter.get_signature_runner(name)(**inputs).items()}
+
+
+def random_inputs(model: Decoder, tokens: int, *, start: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Inputs for a signature of that many tokens at `start`, the cache full of noise."""
+    rng = np.random.default_rng(seed)
+    inputs = {
+        "tokens": rng.integers(0, model.config.vocab_size, (1, tokens)).astype(np.int32),
+        "input_pos": np.arange(start, start + tokens, dtype=np.int32),
+    }
+    for layer, cache in enumerate(empty_caches(model.config, length=model.cache_length)):
+        for part, tensor in zip("kv", cache, strict=True):
+            inputs[f"kv_cache_{part}_{layer}"] = rng.standard_normal(tensor.shape, dtype=np.float32)
+    return inputs
+
+
+def largest_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)

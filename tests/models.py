@@ -48,6 +48,9 @@ class InMemory:
     def rows(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop]
 
+    def origin(self, row: int) -> str:
+        return "memory"
+
 
 def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none") -> Path:
     """Compile, stamp and link an eager model's copy on the meta device, with the eager model's weights."""

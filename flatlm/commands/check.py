@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
         base.print_json(facts)
         return 0
     print(f"{args.checkpoint} can be exported: {plan.family}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['layers']} layers")
-    print(f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored" + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored))
+    print(
+        f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored"
+        + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
+    )
     print(f"KV cache of {plan.cache_length} slots: {base.megabytes(plan.cache_bytes)}\n")
     rows = [[name, base.megabytes(size) if isinstance(size, int) else size] for name, size in sizes.items()]
     print(base.table(["recipe", "weights in the file"], rows))

@@ -4,7 +4,7 @@ import sys
 
 from absl import app, flags
 
-from flatlm.cli import main as run_cli
+from flatlm.commands.base import run_verb
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint_path", None, "Directory with config.json, weights and tokenizer.", required=True)
 _OUTPUT = flags.DEFINE_string("output_path", None, "File to write: .tflite or .litertlm.", required=True)
@@ -16,10 +16,11 @@ _VERIFY = flags.DEFINE_bool("verify", True, "Run the written file against the re
 
 def main(summary: str | None) -> None:
     """Parse the script's flags, export, and leave with the command's exit status."""
+
     def run(unused: list[str]) -> None:
-        arguments = ["export", _CHECKPOINT.value, "-o", _OUTPUT.value, "--recipe", _QUANTIZE.value]
+        arguments = [_CHECKPOINT.value, "-o", _OUTPUT.value, "--recipe", _QUANTIZE.value]
         arguments += ["--prefill", ",".join(map(str, _PREFILL.value)), "--kv-cache-len", str(_CACHE.value)]
-        sys.exit(run_cli(arguments + ([] if _VERIFY.value else ["--no-verify"])))
+        sys.exit(run_verb("export", "convert a checkpoint", arguments + ([] if _VERIFY.value else ["--no-verify"])))
 
     sys.modules["__main__"].__doc__ = summary  # what --help shows, beside these flags
     for holder in (_CHECKPOINT, _OUTPUT, _PREFILL, _CACHE, _QUANTIZE, _VERIFY):

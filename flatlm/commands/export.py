@@ -15,7 +15,9 @@ from flatlm.utilities.exporter import ExportReport, ExportRequest, export
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format"
+    )
     add_model_arguments(parser)
     parser.add_argument("--no-verify", action="store_true", help="do not run the written file against the reference")
     parser.add_argument("--verify-tokens", type=int, default=None, metavar="N", help="compare at least so many tokens (256)")
@@ -28,7 +30,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
     parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
-    parser.add_argument("--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter")
+    parser.add_argument(
+        "--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter"
+    )
 
 
 def request_of(args: argparse.Namespace, output: Path) -> ExportRequest:
@@ -89,10 +93,10 @@ def describe(report: ExportReport) -> str:
     seconds = sum(report.seconds.values())
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items() if value >= 0.05)
     lines = [
-        f"{report.output}: {base.megabytes(report.bytes)}, {report.family}, {report.parameters / 1e6:.1f} M parameters, recipe {report.recipe}",
+        f"{report.output}: {base.megabytes(report.bytes)}, {report.family} of {report.parameters / 1e6:.1f} M, recipe {report.recipe}",
         f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots",
         f"{seconds:.1f} s ({stages})",
-        f"verified: {describe_verification(report.verification)}" if report.verification else "not verified",
+        "not verified" if report.verification is None else f"verified: {describe_verification(report.verification)}",
     ]
     return "\n".join(lines)
 

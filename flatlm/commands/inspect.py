@@ -23,11 +23,16 @@ def run(args: argparse.Namespace) -> int:
         shown = {name: spec for name, spec in signature.inputs.items() if name not in caches}
         outputs = {name: spec for name, spec in signature.outputs.items() if name not in caches}
         print(f"\n{signature.name}")
-        print(f"  inputs   {_tensors(shown)}" + (f", {len(caches)} caches such as {caches[0]} {signature.inputs[caches[0]]}" if caches else ""))
+        print(
+            f"  inputs   {_tensors(shown)}"
+            + (f", {len(caches)} caches such as {caches[0]} {signature.inputs[caches[0]]}" if caches else "")
+        )
         print(f"  outputs  {_tensors(outputs)}{', the same caches' if caches and outputs else 'the same caches' if caches else ''}")
         print("  operators " + ", ".join(f"{name} {count}" for name, count in signature.operators.items()))
     print("\nweights")
-    print(base.table(["  stored as", "tensors", "size"], [[f"  {k}", str(n), base.megabytes(size)] for k, (n, size) in found.weights.items()]))
+    print(
+        base.table(["  stored as", "tensors", "size"], [[f"  {k}", str(n), base.megabytes(size)] for k, (n, size) in found.weights.items()])
+    )
     print("\nmanifest " + (json.dumps(found.manifest, indent=2) if found.manifest else "none: written by another tool"))
     return 0
 

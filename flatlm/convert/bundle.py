@@ -154,7 +154,7 @@ def _read(file: BinaryIO, section: Section) -> bytes:
 
 def _holds_model(file: BinaryIO, section: Section) -> bool:
     file.seek(section.begin)
-    return section.end <= os.fstat(file.fileno()).st_size and section.size >= 8 and file.read(8)[4:] == b"TFL3"
+    return section.end <= os.fstat(file.fileno()).st_size and file.read(8)[4:] == b"TFL3"
 
 
 def _pack_tokenizer(tokenizer: TokenizerSource) -> bytes:

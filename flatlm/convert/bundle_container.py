@@ -108,7 +108,7 @@ def _unpack(body: bytes) -> list[Section]:
 
     def strings(count: int, get: Any) -> dict[str, str]:
         found = {}
-        for pair in (get(i) for i in range(_bounded(count, body))):
+        for pair in (get(i) for i in range(count)):
             if pair.ValueType() == schema.VData.StringValue:
                 value = schema.StringValue()
                 value.Init(pair.Value().Bytes, pair.Value().Pos)
@@ -117,15 +117,8 @@ def _unpack(body: bytes) -> list[Section]:
 
     listed = schema.LiteRTLMMetaData.GetRootAs(body, 0).SectionMetadata()
     sections = []
-    for i in range(_bounded(listed.ObjectsLength(), body)):
+    for i in range(listed.ObjectsLength()):
         item = listed.Objects(i)
         kind = kinds.get(item.DataType(), f"type {item.DataType()}")
         sections.append(Section(kind, item.BeginOffset(), item.EndOffset(), strings(item.ItemsLength(), item.Items)))
     return sections
-
-
-def _bounded(count: int, body: bytes) -> int:
-    """A vector's length, refused where the header has no room for it: a corrupt one must not be looped over."""
-    if count * 4 > len(body):
-        raise ValueError(f"a list of {count} in {len(body)} bytes")
-    return count

@@ -66,7 +66,7 @@ class WholeDecoder(nn.Module):
         self.spec = spec
 
     def forward(self, tokens: Tensor, input_pos: Tensor, **caches: Tensor) -> dict[str, Tensor]:
-        """tokens [1, T] int32, input_pos [T] int32, kv_cache_k_<i>, kv_cache_v_<i> -> the caches, and logits [1, T, V] if asked for."""
+        """From tokens [1, T] int32, input_pos [T] int32, kv_cache_k_<i>, kv_cache_v_<i> to the caches, and logits [1, T, V]."""
         given = [KVCache(caches[f"kv_cache_k_{i}"], caches[f"kv_cache_v_{i}"]) for i in range(len(self.model.blocks))]
         logits, updated = self.model(tokens, input_pos, given)
         out = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(updated) for part, tensor in zip("kv", cache, strict=True)}
@@ -97,7 +97,9 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> Piece:
     block = model.blocks[model.config.blocks.index(config)]
     assert isinstance(block, Block)
 
-    def call(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_k: Tensor, slots_v: Tensor, cache_k: Tensor, cache_v: Tensor) -> dict[str, Tensor]:
+    def call(
+        x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_k: Tensor, slots_v: Tensor, cache_k: Tensor, cache_v: Tensor
+    ) -> dict[str, Tensor]:
         x, cache = block(x, (cos, sin), mask, CacheSlots(slots_k, slots_v), KVCache(cache_k, cache_v))
         return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
 

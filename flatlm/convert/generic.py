@@ -3,13 +3,7 @@
 The reference that the fast path is tested against, and the way for models that are not made of FlatLM's blocks.
 """
 
-import io
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlm.convert.atomic_file import atomic_output
+from flatlm.convert.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -71,25 +66,3 @@ def signature(
 def convert(module: nn.Module, sample_args: tuple[Tensor, ...]) -> ConvertedModel:
     """One module, one entry point, named `serving_default`."""
     return signature("serving_default", module, sample_args).convert()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the converter and the libraries under it print, from Python or from C++, off the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for number, handle in zip((1, 2), kept, strict=True):
-            os.dup2(handle, number)
-            os.close(handle)
-        os.close(nowhere)
-        logging.disable(level)

@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
 from flatlm.convert.link_ops import LinkedWeight, Linker, WeightSource
-from flatlm.errors import ExportError
+from flatlm.errors import CheckpointError, ExportError, RecipeError
 from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
 from flatlm.quantize.recipes import Recipe
 
@@ -85,7 +85,12 @@ class LinkedModel:
         try:
             encode_stream(read, matrix, weight.scheme, sink, threads=threads or os.cpu_count() or 1)
         except NonFiniteWeightError as error:
-            raise NonFiniteWeightError(f"weight {weight.name} has NaN or infinite values: {error}") from error
+            where = weight.source.origin(error.row)
+            raise CheckpointError(
+                f"{where} holds NaN or infinity (weight {weight.name}, row {error.row}): repair the checkpoint"
+            ) from error
+        except RecipeError as error:
+            raise RecipeError(f"{weight.source.origin(0)} (weight {weight.name}): {error}") from error
 
 
 def link(model: Any, sources: Mapping[str, WeightSource], recipe: Recipe) -> LinkedModel:

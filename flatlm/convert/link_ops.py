@@ -43,6 +43,10 @@ class WeightSource(Protocol):
         """Rows [start, stop) in any float dtype. Called from several threads."""
         ...
 
+    def origin(self, row: int) -> str:
+        """Where the row came from, for errors: the file and its tensor."""
+        ...
+
 
 @dataclass
 class LinkedWeight:

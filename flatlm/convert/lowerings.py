@@ -13,6 +13,7 @@ from litert_torch.backend import lowerings
 from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
 from flatlm.layers import ops
 
+
 def _call(target: str, shape: list[int], operands: list[ir.Value], config: str = "") -> ir.Value:
     call = stablehlo.CustomCallOp(
         [ir.RankedTensorType.get(shape, ir.F32Type.get())],

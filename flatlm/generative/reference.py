@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.utilities.example import build_model
@@ -54,13 +55,13 @@ class TransformersReference:
 
     def __init__(self, checkpoint: Path) -> None:
         """Raises CheckpointError where transformers cannot load it. Code in the checkpoint is never run."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True)
+            with quiet():
+                from transformers import AutoModelForCausalLM
+
+                model = AutoModelForCausalLM.from_pretrained(
+                    checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+                )
         except Exception as error:  # whatever it meets in a broken checkpoint
             raise CheckpointError(f"{checkpoint}: transformers cannot load it ({error}); try --against eager") from error
         self._model = model.eval()

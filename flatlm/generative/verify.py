@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flatlm.errors import RuntimeFileError
+from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
@@ -178,11 +178,13 @@ def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> lis
             if not 0 < len(ids) <= runner.cache_length:
                 raise RuntimeFileError(f"the prompt {prompt[:40]!r} has {len(ids)} tokens; the context holds 1 to {runner.cache_length}")
         return given
-    ids = []
-    if Tokenizer.is_in(checkpoint):
+    texts: list[list[int]] = []
+    try:
         tokenizer = Tokenizer.load(checkpoint)
-        ids = [tokenizer.encode(prompt) for prompt in DEFAULT_PROMPTS]
-    usable = [text for text in ids if 0 < len(text) <= room and max(text) < runner.vocab_size]
+        texts = [tokenizer.encode(prompt) for prompt in DEFAULT_PROMPTS]
+    except TokenizerError:
+        pass  # random tokens then
+    usable = [text for text in texts if 0 < len(text) <= room and max(text) < runner.vocab_size]
     if usable:
         return usable
     generator = np.random.default_rng(SEED)

@@ -21,7 +21,8 @@ class Linear(ops.Named):
         if ops.is_exporting():
             bias = "" if self.bias is None else f"{self.path}.bias"
             return ops.linear(x, f"{self.tied_to or self.path}.weight", bias, self.out_features)
-        return F.linear(x, self.weight, self.bias)
+        out: Tensor = F.linear(x, self.weight, self.bias)
+        return out
 
 
 class Embedding(ops.Named):
@@ -36,4 +37,5 @@ class Embedding(ops.Named):
         if ops.is_exporting():
             # The runtime's EMBEDDING_LOOKUP takes one-dimensional ids.
             return ops.embedding(tokens.reshape(-1), f"{self.path}.weight", self.dim).reshape(*tokens.shape, self.dim)
-        return F.embedding(tokens, self.weight)
+        rows: Tensor = F.embedding(tokens, self.weight)
+        return rows

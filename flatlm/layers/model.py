@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         return self.embedding(tokens), StepContext(ropes, causal_mask(input_pos, self.cache_length), CacheSlots.at(input_pos))
 
     def epilogue(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> logits [B, T, V]."""
+        """From x [B, T, D] to logits [B, T, V]."""
         return self.lm_head(self.final_norm(x))  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[KVCache]) -> tuple[Tensor, list[KVCache]]:

@@ -43,7 +43,7 @@ def name_layers(module: nn.Module, prefix: str = "") -> None:
 
 @torch.library.custom_op("flatlm::linear", mutates_args=())
 def linear(x: Tensor, weight: str, bias: str, out_features: int) -> Tensor:
-    """x [..., in] times the named weight [out, in], plus the named bias [out] unless its name is empty. Only for tracing."""
+    """Take x [..., in] times the named weight [out, in], plus the named bias [out] unless its name is empty. Only for tracing."""
     return x.new_zeros((*x.shape[:-1], out_features))
 
 
@@ -102,7 +102,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies."""
+    """Take a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies."""
     return _matmul_transposed(a, b) if is_exporting() else torch.matmul(a, b.transpose(-1, -2))
 
 

@@ -33,7 +33,7 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def rope_tables(config: RopeConfig, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines [positions, H] and *signed* sines [positions, H]: the first half of the sines is negated, so that `rotate` needs no negation."""
+    """Cosines [positions, H] and *signed* sines [positions, H]: the first half is negated, so that `rotate` need not."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inverse_frequencies(config))
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)

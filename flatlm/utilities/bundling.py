@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flatlm.convert.bundle import MODEL_OFFSET, BundleMetadata, TokenizerSource, finish_bundle, read_bundle, replace_manifest
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.convert.bundle import MODEL_OFFSET, TokenizerSource, finish_bundle, read_bundle, replace_manifest
+from flatlm.convert.bundle_metadata import BundleMetadata, BundleSampler
+from flatlm.convert.bundle_template import for_litert_lm, needs_start_token
+from flatlm.utilities.tokenizer import Tokenizer, TokenizerSettings
+from flatlm.utilities.tokenizer_settings import read_json
 
 
 class BundleFinisher:
@@ -16,32 +19,49 @@ class BundleFinisher:
     def __init__(self, checkpoint: Path, cache_length: int) -> None:
         """Raises TokenizerError where the checkpoint has no tokenizer that a bundle can carry."""
         self._tokenizer = Tokenizer.load(checkpoint)
+        self._sampler = BundleSampler.from_generation_config(read_json(checkpoint / "generation_config.json"))
         self._cache_length = cache_length
 
     def __call__(self, path: Path, model_size: int, manifest: Mapping[str, Any]) -> None:
         tokenizer = self._tokenizer
+        special = {name: token.content for name, token in tokenizer.settings.special_tokens.items()}
+        template = tokenizer.chat_template
         metadata = BundleMetadata(
             max_num_tokens=self._cache_length,
             stop_token_ids=tokenizer.eos_ids,
-            start_token_id=tokenizer.bos_id,
-            chat_template=tokenizer.chat_template,
+            start_token_id=_start_token(tokenizer, special.get("bos_token", "")),
+            chat_template=None if template is None else for_litert_lm(template, special),
+            sampler=self._sampler,
             manifest=manifest,
         )
-        finish_bundle(path, model_size=model_size, tokenizer=TokenizerSource(tokenizer.kind, tokenizer.data), metadata=metadata)
+        finish_bundle(path, model_size=model_size, tokenizer=TokenizerSource(tokenizer.kind, tokenizer.to_bytes()), metadata=metadata)
 
     def replace_manifest(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        """Put the manifest with what was measured in place of the first one."""
         replace_manifest(path, manifest)
 
 
+def _start_token(tokenizer: Tokenizer, bos_token: str) -> int | None:
+    """BOS where a text has it: as the template says, or, for a model that continues plain text, as the tokenizer does."""
+    if tokenizer.bos_id is None:
+        return None
+    if tokenizer.chat_template is not None:
+        wanted = needs_start_token(tokenizer.chat_template, bos_token)
+    else:
+        wanted = tokenizer.encode("a")[:1] == [tokenizer.bos_id]
+    return tokenizer.bos_id if wanted else None
+
+
 def bundled_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that a `.litertlm` bundle carries, with its start and stop tokens. Raises RuntimeFileError, TokenizerError."""
+    """The tokenizer that a `.litertlm` bundle carries, with its start and stop tokens. Raises RuntimeFileError, TokenizerError.
+
+    A SentencePiece model's own file does not say that BOS comes first: there the bundle's start token does.
+    """
     bundle = read_bundle(path)
     metadata = bundle.metadata
-    return Tokenizer.from_bytes(
-        bundle.tokenizer.kind,
-        bundle.tokenizer.data,
+    settings = TokenizerSettings(
+        add_bos=metadata.start_token_id is not None,
         bos_id=metadata.start_token_id,
-        eos_ids=metadata.stop_token_ids,
-        chat_template=metadata.chat_template,
-        source=path,
+        eos_ids=tuple(token for token in metadata.stop_token_ids if token >= 0),
     )
+    return Tokenizer.from_bytes(bundle.tokenizer.kind, bundle.tokenizer.data, settings=settings, source=path)

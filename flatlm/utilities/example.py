@@ -15,7 +15,7 @@ SAMPLE_TOKENS = (1, 2, 3, 5, 8, 13)
 
 
 def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024) -> Decoder:
-    """The eager model, shaped by the checkpoint's config.json and loaded with its weights in float32. Raises ConfigError, CheckpointError."""
+    """The eager model, shaped by the checkpoint's config.json, its weights in float32. Raises ConfigError, CheckpointError."""
     directory = Path(checkpoint_path)
     config, builder = build_config(directory)
     model = build_on_meta(config, cache_length=min(kv_cache_max_len, config.max_positions))

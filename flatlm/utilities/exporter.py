@@ -18,7 +18,7 @@ from flatlm import __version__
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import ExportError, OutputError
 from flatlm.layers.config import ModelConfig
-from flatlm.quantize.recipes import Recipe, get_recipe
+from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.checkpoint import Checkpoint
 from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.registry import build_config
@@ -39,7 +39,7 @@ class ExportRequest:
 
     checkpoint: Path
     output: Path
-    recipe: Recipe = get_recipe("dynamic_int8")
+    recipe: Recipe = RECIPES["dynamic_int8"]
     prefill_lengths: tuple[int, ...] | None = None
     kv_cache_len: int | None = None
     prefill_logits: bool = False
@@ -164,7 +164,9 @@ def _require_space(output: Path, plan: ExportPlan) -> None:
     status = os.statvfs(output.parent)
     free = status.f_bavail * status.f_frsize
     if free < plan.weight_bytes:
-        raise OutputError(f"{output} needs {plan.weight_bytes / 1e6:.1f} MB and {output.parent} has {free / 1e6:.1f} MB left: free some space")
+        raise OutputError(
+            f"{output} needs {plan.weight_bytes / 1e6:.1f} MB and {output.parent} has {free / 1e6:.1f} MB left: free some space"
+        )
 
 
 def _compile(plan: ExportPlan, request: ExportRequest) -> tuple[Any, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The plan of weights: which checkpoint tensors every parameter of the re-authored model comes from. Total both ways, by names and shapes."""
+"""The plan of weights: which checkpoint tensors every parameter comes from. Total both ways, by names and shapes."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping
@@ -69,6 +69,14 @@ class PlannedWeight:
             first += count
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def origin(self, row: int) -> str:
+        """The file and tensor that a row comes from."""
+        for name, (count, *_) in self.slot.parts:
+            if row < count:
+                return f"{self._checkpoint.tensors[name].file}: tensor {name}"
+            row -= count
+        raise IndexError(row)
+
 
 @dataclass(frozen=True)
 class LoadPlan:
@@ -85,7 +93,7 @@ class LoadPlan:
 class ModelLoader:
     """Plans and loads a checkpoint by a family's tensor names.
 
-    `loader = ModelLoader(directory, TENSOR_NAMES); loader.load(model)` fills an eager model; `loader.plan(config)` is what an export reads by.
+    `ModelLoader(directory, TENSOR_NAMES).load(model)` fills an eager model; `plan(config)` is what an export reads by.
     """
 
     def __init__(self, checkpoint: Checkpoint | str | Path, names: TensorNames) -> None:

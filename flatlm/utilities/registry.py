@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -77,11 +76,8 @@ def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[
             importlib.import_module(record.module)
     if family is not None:
         family_record(family)
-    matches: Callable[[type[ConfigBuilder]], bool] = lambda builder: (
-        builder.condition(hf_config) if family is None else builder.family == family
-    )  # noqa: E731
     for builder in ConfigBuilder._builders:
-        if matches(builder):
+        if builder.family == family or (family is None and builder.condition(hf_config)):
             return builder
     known = sorted(name for record in FAMILIES for name in record.architectures)
     close = difflib.get_close_matches(hf_config.architecture, known, 1)

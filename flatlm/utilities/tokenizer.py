@@ -39,7 +39,7 @@ class Tokenizer:
         named = {name: backend.token_id(token.content) for name, token in settings.special_tokens.items()}
         begins = (named.get("bos_token"), settings.bos_id, backend.own_bos)
         self.bos_id: int | None = next((i for i in begins if i is not None), None)
-        ends = (*settings.eos_ids, named["eos_token"] if "eos_token" in named else backend.own_eos)
+        ends = (*settings.eos_ids, named.get("eos_token", backend.own_eos))
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
         self.chat_template = settings.chat_template
 
@@ -74,9 +74,10 @@ class Tokenizer:
         return cls(kind, _BACKENDS[kind](data, settings, source), settings, source)
 
     def to_bytes(self) -> bytes:
-        """The vocabulary as one file of its kind (tokenizer.json or SentencePiece model) which gives the same ids by itself.
+        """The vocabulary as one file of its kind (tokenizer.json or SentencePiece model), for a bundle.
 
-        But for a SentencePiece model's BOS and EOS, which such a file cannot say.
+        A tokenizer.json gives the same ids by itself. No file can say split_special_tokens, and a SentencePiece model says nothing of
+        BOS, EOS and added tokens: for those, `from_bytes` needs the settings again.
         """
         return self._backend.to_bytes()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,24 +56,15 @@ class HfBackend:
     def __init__(self, data: bytes, settings: TokenizerSettings, source: Path) -> None:
         import tokenizers
 
-        try:
+        self._source = source
+        with _library_errors(source, "read it"):
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{source}: is not UTF-8 text ({error}); download it again") from error
-        except Exception as error:  # the tokenizers library raises no other kind
-            raise TokenizerError(
-                f"{source}: the tokenizers library cannot read it: {error}; download it again, or update tokenizers"
-            ) from error
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of the library's Rust part
-                raise
-            raise TokenizerError(f"{source}: the tokenizers library fails to read it: {error}; download it again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = settings.split_special_tokens
         if settings.llama_rules and b'"ByteLevel"' not in data and type(self._tokenizer.model).__name__ == "BPE":
             self._apply_llama_rules(settings.prefix)
         self._add_tokens(settings)
+        self._tokenizer.encode_special_tokens = settings.split_special_tokens
         self._added = self._tokenizer.get_added_tokens_decoder()
 
     def _apply_llama_rules(self, prefix: str) -> None:
@@ -94,10 +86,12 @@ class HfBackend:
         self._tokenizer.add_special_tokens([flags.get(token.content, _rust_token(token)) for token in special])
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with _library_errors(self._source, "encode this text with it"):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=True))
+        with _library_errors(self._source, "decode with it"):
+            return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=True))
 
     def token_id(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
@@ -116,6 +110,19 @@ class HfBackend:
 
     def to_bytes(self) -> bytes:
         return str(self._tokenizer.to_str()).encode()
+
+
+@contextmanager
+def _library_errors(source: Path, what: str) -> Iterator[None]:
+    """The tokenizers library raises plain Exceptions, and where its Rust part panics, a PanicException, which is not even one."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"{source}: the tokenizers library cannot {what} ({error}); download it again, or update tokenizers"
+        ) from error
 
 
 def _rust_token(token: AddedToken) -> Any:

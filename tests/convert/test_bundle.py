@@ -83,9 +83,8 @@ def test_sections_are_aligned_and_the_model_is_first(bundle: Path) -> None:
 
 def test_a_model_written_in_its_place_gives_the_same_bundle(tmp_path: Path, bundle: Path) -> None:
     path = tmp_path / "streamed.litertlm"
-    with path.open("wb") as file:
-        file.seek(MODEL_OFFSET)
-        file.write(MODEL + b"left over from before" * 9000)
+    left_over = b"left over from before" * 9000
+    path.write_bytes(left_over[:MODEL_OFFSET] + MODEL + left_over)
     finish_bundle(path, model_size=len(MODEL), tokenizer=HF, metadata=METADATA)
     assert path.read_bytes() == bundle.read_bytes()
 
@@ -137,9 +136,30 @@ def test_a_tokenizer_of_another_size_than_it_says_is_refused(bundle: Path) -> No
 
 
 def test_what_is_no_bundle_is_refused_by_name(tmp_path: Path, model: Path) -> None:
-    for path in (model, tmp_path, tmp_path / "missing.litertlm"):
-        with pytest.raises(RuntimeFileError, match=path.name):
+    for path, why in (
+        (model, "is not a .litertlm bundle"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "missing.litertlm", "cannot be read"),
+    ):
+        with pytest.raises(RuntimeFileError, match=f"{path.name} {why}"):
             read_bundle(path)
+
+
+def test_a_header_of_another_format_or_length_is_refused(bundle: Path) -> None:
+    content = bundle.read_bytes()
+    for at, field, why in ((8, b"\2\0\0\0", "format 2.7.0"), (24, bytes(8), "ends at byte 0"), (24, b"\xff" * 8, "ends at byte 1844")):
+        bundle.write_bytes(content[:at] + field + content[at + len(field) :])
+        with pytest.raises(RuntimeFileError, match=why):
+            read_bundle(bundle)
+
+
+def test_a_model_section_without_a_model_and_a_manifest_without_keys_are_refused(bundle: Path) -> None:
+    sections, content = sections_of(bundle), bundle.read_bytes()
+    manifest = b"[]".ljust(sections[-1].size)
+    for at, field, why in ((sections[0].begin, bytes(8), "no TFLite model"), (sections[-1].begin, manifest, "no JSON object")):
+        bundle.write_bytes(content[:at] + field + content[at + len(field) :])
+        with pytest.raises(RuntimeFileError, match=why):
+            read_bundle(bundle)
 
 
 def test_a_section_that_is_missing_or_there_twice_is_refused(tmp_path: Path, bundle: Path) -> None:
@@ -221,25 +241,38 @@ def test_the_builder_reads_what_is_written(tmp_path: Path, model: Path, tokenize
     assert list(builder._llm_metadata.start_token.token_ids.ids) == [1]
 
 
-@KINDS
-def test_what_the_builder_writes_is_read(tmp_path: Path, model: Path, tokenizer: TokenizerSource) -> None:
+def build(path: Path, model: Path, tokenizer: TokenizerSource, metadata: str) -> None:
+    """A bundle by litert-lm-builder."""
     from litert_lm_builder import LitertLmFileBuilder, TfLiteModelType
 
-    metadata, file = tmp_path / "metadata.pbtext", tmp_path / ("tokenizer.json" if tokenizer.kind == "hf" else "tokenizer.model")
-    metadata.write_text('max_num_tokens: 9 start_token { token_ids { ids: 5 } } stop_tokens { token_str: "</s>" }')
+    text, file = path.with_suffix(".pbtext"), path.with_suffix(".json" if tokenizer.kind == "hf" else ".model")
+    text.write_text(metadata)
     file.write_bytes(tokenizer.data)
-    builder = LitertLmFileBuilder().add_llm_metadata(str(metadata))
+    builder = LitertLmFileBuilder().add_llm_metadata(str(text))
     add = builder.add_hf_tokenizer if tokenizer.kind == "hf" else builder.add_sentencepiece_tokenizer
     add(str(file)).add_tflite_model(str(model), TfLiteModelType.PREFILL_DECODE)
-    path = tmp_path / "x.litertlm"
     with path.open("wb") as stream:
         builder.build(stream)
+
+
+@KINDS
+def test_what_the_builder_writes_is_read(tmp_path: Path, model: Path, tokenizer: TokenizerSource) -> None:
+    path = tmp_path / "x.litertlm"
+    build(path, model, tokenizer, 'max_num_tokens: 9 start_token { token_ids { ids: 5 } } stop_tokens { token_str: "</s>" }')
     bundle = read_bundle(path)
     assert bundle.tokenizer == tokenizer
     assert bundle.metadata == BundleMetadata(max_num_tokens=9, start_token_id=5, stop_strings=("</s>",))
     assert path.read_bytes()[bundle.model_offset :][: bundle.model_size] == MODEL
     with pytest.raises(RuntimeFileError, match="not written by FlatLM"):
         replace_manifest(path, {})
+
+
+@pytest.mark.parametrize("tokens", ['start_token { token_str: "<s>" }', "stop_tokens { token_ids { ids: 1 ids: 2 } }"])
+def test_start_and_stop_tokens_that_are_no_single_ids_are_refused(tmp_path: Path, model: Path, tokens: str) -> None:
+    path = tmp_path / "x.litertlm"
+    build(path, model, HF, tokens)
+    with pytest.raises(RuntimeFileError, match="single ids"):
+        read_bundle(path)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class BenchmarkReport:
     decode_tokens_per_second: Measure
     time_to_first_token_s: Measure
     """From an empty cache: the prefill, and the step whose logits give the answer's first token."""
-    load_s: Measure
+    load_s: float
     """Opening the file once, its weights packed anew, the runtime imported."""
     peak_rss_bytes: int
     """Of the process, mapped files included."""
@@ -116,7 +116,7 @@ def _measure(path: str, *, prefill: int | None, decode: int | None, runs: int, t
         prefill_tokens_per_second=Measure.of([prefill / read for read, _, _ in timings]),
         decode_tokens_per_second=Measure.of([decode / wrote for _, _, wrote in timings]),
         time_to_first_token_s=Measure.of([read + first for read, first, _ in timings]),
-        load_s=Measure.of([load]),
+        load_s=load,
         peak_rss_bytes=peak_resident_bytes(),
     )
 

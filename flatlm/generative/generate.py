@@ -15,7 +15,7 @@ FinishReason: TypeAlias = Literal["eos", "length", "context"]
 class StreamDecoder(Protocol):
     """Text from tokens as they come: what is certain already, never half a character."""
 
-    def push(self, token: int) -> str: ...
+    def push(self, token_id: int) -> str: ...
     def finish(self) -> str: ...
 
 
@@ -24,7 +24,7 @@ class TextTokenizer(Protocol):
 
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
-    def stream_decoder(self) -> StreamDecoder: ...
+    def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def stream(
         raise RuntimeFileError(f"{max_new_tokens} new tokens were asked for; it is 0 or more")
     runner.require_room(len(prompt_ids))
     sampler = sampler or Sampler()
-    decoder = tokenizer.stream_decoder()
+    decoder = tokenizer.stream_decoder(prompt_ids)  # so that the text goes on from the prompt, with its leading space
     runner.prefill(prompt_ids[:-1])
     token, made = int(prompt_ids[-1]), 0
     while True:

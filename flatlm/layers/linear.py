@@ -20,9 +20,9 @@ class Linear(ops.Named):
     def forward(self, x: Tensor) -> Tensor:
         if ops.is_exporting():
             bias = "" if self.bias is None else f"{self.path}.bias"
-            return ops.linear(x, f"{self.tied_to or self.path}.weight", bias, self.out_features)
-        out: Tensor = F.linear(x, self.weight, self.bias)
-        return out
+            out: Tensor = ops.linear(x, f"{self.tied_to or self.path}.weight", bias, self.out_features)
+            return out
+        return F.linear(x, self.weight, self.bias)
 
 
 class Embedding(ops.Named):
@@ -36,6 +36,6 @@ class Embedding(ops.Named):
     def forward(self, tokens: Tensor) -> Tensor:
         if ops.is_exporting():
             # The runtime's EMBEDDING_LOOKUP takes one-dimensional ids.
-            return ops.embedding(tokens.reshape(-1), f"{self.path}.weight", self.dim).reshape(*tokens.shape, self.dim)
-        rows: Tensor = F.embedding(tokens, self.weight)
-        return rows
+            rows: Tensor = ops.embedding(tokens.reshape(-1), f"{self.path}.weight", self.dim)
+            return rows.reshape(*tokens.shape, self.dim)
+        return F.embedding(tokens, self.weight)

@@ -116,13 +116,10 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
 
     def work() -> None:
         whole = _Chunk(scheme, step, tail)
-        try:
-            for start in pending:
-                stop = min(start + step, rows)
-                chunk = whole if stop - start == step else _Chunk(scheme, stop - start, tail)
-                sink(start, stop, chunk.encode(read(start, stop), start))
-        finally:
-            collections.deque(pending, maxlen=0)  # after an error, leaves nothing for the others to take
+        for start in pending:
+            stop = min(start + step, rows)
+            chunk = whole if stop - start == step else _Chunk(scheme, stop - start, tail)
+            sink(start, stop, chunk.encode(read(start, stop), start))
 
     count = min(threads or min(torch.get_num_threads(), _MOST_THREADS), len(starts))
     with _one_thread_an_operation:
@@ -134,7 +131,7 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
                 try:
                     wait(futures, return_when=FIRST_EXCEPTION)
                 finally:
-                    collections.deque(pending, maxlen=0)  # an interrupt comes to this thread
+                    collections.deque(pending, maxlen=0)  # after an error or an interrupt: nothing is left to take
             for future in futures:
                 future.result()
 

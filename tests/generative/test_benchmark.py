@@ -17,7 +17,7 @@ def test_measures_in_a_process_of_its_own(tiny_file, capfd):
     for measure in (report.prefill_tokens_per_second, report.decode_tokens_per_second, report.time_to_first_token_s):
         assert 0 < measure.minimum <= measure.median <= measure.maximum
         assert measure.runs == 3
-    assert report.load_s.runs == 1
+    assert 0 < report.load_s < 60
     # This process has torch in it, and more memory than that.
     assert 10e6 < report.peak_rss_bytes < 200e6
     assert capfd.readouterr() == ("", "")
@@ -28,7 +28,8 @@ def test_as_json(tiny_file):
     assert found["file"] == str(tiny_file)
     keys = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "load_s", "peak_rss_bytes")
     assert all(found[key] > 0 for key in keys)
-    assert found["spread"]["load_s"] == {"median": found["load_s"], "minimum": found["load_s"], "maximum": found["load_s"], "runs": 1}
+    spread = found["spread"]["decode_tokens_per_second"]
+    assert spread == {"median": found["decode_tokens_per_second"], "minimum": spread["minimum"], "maximum": spread["maximum"], "runs": 1}
 
 
 def test_defaults_fit_a_small_cache(tiny_file):

@@ -48,6 +48,15 @@ def test_greedy_text_is_the_reference_models(runner, toy, letters, random_ids):
     assert generate(runner, letters, prompt, max_new_tokens=20) == generation  # it begins a new text each time
 
 
+def test_the_decoder_is_told_the_prompt(runner, letters, monkeypatch):
+    """Whether an answer begins with a space depends on it."""
+    told = []
+    decoder = letters.stream_decoder
+    monkeypatch.setattr(letters, "stream_decoder", lambda context: told.append(tuple(context)) or decoder())
+    generate(runner, letters, [1, 2], max_new_tokens=1)
+    assert told == [(1, 2)]
+
+
 def test_pieces_come_one_by_one(runner, letters):
     pieces = stream(runner, letters, [1, 2], max_new_tokens=3, sampler=Planned(10, 11, 12))
     assert next(pieces) == Piece("", 10)

@@ -101,7 +101,7 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(33 + token) for token in ids)
 
-    def stream_decoder(self) -> "LateLetters":
+    def stream_decoder(self, context: Sequence[int] = ()) -> "LateLetters":
         return LateLetters()
 
 
@@ -111,8 +111,8 @@ class LateLetters:
     def __init__(self) -> None:
         self._held = ""
 
-    def push(self, token: int) -> str:
-        ready, self._held = self._held, chr(33 + token)
+    def push(self, token_id: int) -> str:
+        ready, self._held = self._held, chr(33 + token_id)
         return ready
 
     def finish(self) -> str:

@@ -223,7 +223,7 @@ def test_extreme_rows_have_normal_scales(scheme: Scheme, value: float) -> None:
 
 
 @by_name(BLOCKWISE)
-def test_the_largest_block_scale_and_one_beyond(scheme: Scheme) -> None:
+def test_the_largest_block_scale_and_one_beyond(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scheme.block_size is not None
     weight = torch.zeros(5, scheme.block_size)
     weight[3, 1] = -7 * 65280
@@ -232,8 +232,10 @@ def test_the_largest_block_scale_and_one_beyond(scheme: Scheme) -> None:
     assert encoded.scales[3, 0] == 65280
     assert decode(encoded, scheme, weight.shape)[3, 1] == -7 * 65280
     weight[3, 1] = -7 * 65536
-    with pytest.raises(RecipeError, match="row 3 needs a scale beyond float16"):
-        encode(weight, scheme)
+    for chunk in (1 << 20, 2 * scheme.block_size):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+        with pytest.raises(RecipeError, match="row 3 needs a scale beyond float16"):
+            encode(weight, scheme)
 
 
 @by_name(list(SCHEMES.values()))
@@ -287,6 +289,7 @@ def test_every_pair_of_nibbles_survives() -> None:
     assert torch.equal(decode(encoded, SCHEMES["dynamic_int4_channel"], weight.shape), weight)
 
 
+@pytest.mark.filterwarnings("error")
 def test_decode_reads_pages_that_cannot_be_written() -> None:
     encoded = encode(torch.ones(2, 32), SCHEMES["dynamic_int4_block32"])
     assert encoded.scales is not None

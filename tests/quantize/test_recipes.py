@@ -157,6 +157,7 @@ def test_mixed_takes_the_loosest_bound_and_the_warning_of_what_is_in_it() -> Non
     channel = Recipe.mixed("x", "none", {"lm_head.*": "dynamic_int4_channel"})
     assert channel.bound.measured_only
     assert channel.warning == RECIPES["dynamic_int4_channel"].warning
+    assert Recipe.mixed("x", custom(("*", "float16"), warning="untried"), {"lm_head.*": "float32"}).warning == "untried"
     assert loosest_bound(["float32", "float16", "dynamic_int4_block128", "dynamic_int8"]) == BOUNDS["dynamic_int4_block128"]
     assert loosest_bound(["float32"]) == BOUNDS["float32"]
 

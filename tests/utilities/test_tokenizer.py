@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -598,3 +600,10 @@ def test_ids_beyond_the_vocabulary_decode_to_nothing(made: dict[str, str]) -> No
 
 def test_default_settings_are_those_of_an_empty_directory(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == TokenizerSettings()
+
+
+def test_importing_loads_no_heavy_library() -> None:
+    heavy = "torch tokenizers sentencepiece jinja2 numpy"
+    code = f"import sys, flatlm.utilities.tokenizer; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,118 @@
+"""Layers: prefill(n) + decode = forward(n + 1), the rope tables, the mask, update_slice."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from flatlm.layers import ops
+from flatlm.layers.config import LinearScaling, Llama3Scaling, NormConfig, NormKind, RopeConfig
+from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
+from flatlm.layers.mask import causal_mask
+from flatlm.layers.norm import Norm
+from flatlm.layers.rope import rope_tables, rotate
+from tests.models import random_decoder, tiny_config
+
+CONFIGS = st.builds(tiny_config, layers=st.integers(1, 3), kv_heads=st.sampled_from([1, 2, 4]), tied=st.booleans(), bias=st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=CONFIGS, total=st.integers(2, 20), data=st.data())
+@torch.inference_mode()
+def test_prefill_and_decode_equal_one_forward(config, total: int, data) -> None:
+    model = random_decoder(config, cache_length=24, seed=total)
+    ids = torch.randint(0, config.vocab_size, (1, total), dtype=torch.int32)
+    whole, _ = model(ids, torch.arange(total, dtype=torch.int32), empty_caches(config, length=24))
+    prefix = data.draw(st.integers(1, total - 1))
+    _, caches = model(ids[:, :prefix], torch.arange(prefix, dtype=torch.int32), empty_caches(config, length=24))
+    for position in range(prefix, total):
+        logits, caches = model(ids[:, position : position + 1], torch.tensor([position], dtype=torch.int32), caches)
+        assert float((logits[0, 0] - whole[0, position]).abs().max()) <= 2e-5
+
+
+@settings(max_examples=20, deadline=None)
+@given(filled=st.integers(1, 12), pad=st.integers(1, 8))
+@torch.inference_mode()
+def test_padding_behind_a_prefill_does_not_reach_later_tokens(filled: int, pad: int) -> None:
+    config = tiny_config()
+    model = random_decoder(config, cache_length=24)
+    ids = torch.randint(0, config.vocab_size, (1, filled + 1), dtype=torch.int32)
+    whole, _ = model(ids, torch.arange(filled + 1, dtype=torch.int32), empty_caches(config, length=24))
+    padded = torch.cat([ids[:, :filled], torch.full((1, pad), 7, dtype=torch.int32)], 1)
+    _, caches = model(padded, torch.arange(filled + pad, dtype=torch.int32), empty_caches(config, length=24))
+    logits, _ = model(ids[:, filled:], torch.tensor([filled], dtype=torch.int32), caches)
+    assert float((logits[0, 0] - whole[0, filled]).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (None, {"rope_type": "default"}),
+        (LinearScaling(4.0), {"rope_type": "linear", "factor": 4.0}),
+        (
+            Llama3Scaling(32.0, 1.0, 4.0, 8192),
+            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        ),
+    ],
+    ids=["default", "linear", "llama3"],
+)
+def test_rope_tables_are_transformers_bit_for_bit(ours, theirs) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=2, max_position_embeddings=131072, rope_parameters={"rope_theta": 500000.0, **theirs}
+    )
+    rotary = LlamaRotaryEmbedding(config)
+    positions = torch.arange(4096)[None]
+    cos, sin = rotary(torch.zeros(1), positions)
+    our_cos, our_sin = rope_tables(RopeConfig(64, 500000.0, ours), 4096)
+    assert torch.equal(our_cos, cos[0])
+    assert torch.equal(our_sin[:, 32:], sin[0, :, 32:])
+    assert torch.equal(our_sin[:, :32], -sin[0, :, :32])
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_rotated_products_depend_on_distance_only(first: int, second: int) -> None:
+    cos, sin = (table.double() for table in rope_tables(RopeConfig(16), 3000))
+    generator = torch.Generator().manual_seed(first)
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=generator, dtype=torch.float64)
+
+    def product(a: int, b: int) -> float:
+        return float((rotate(q, cos[a : a + 1, None], sin[a : a + 1, None]) * rotate(k, cos[b : b + 1, None], sin[b : b + 1, None])).sum())
+
+    assert product(first, second) == pytest.approx(product(first + 500, second + 500), abs=1e-3)
+
+
+def test_mask_opens_what_is_not_later() -> None:
+    mask = causal_mask(torch.tensor([2, 3], dtype=torch.int32), 5)
+    assert (mask == 0).tolist() == [[True, True, True, False, False], [True, True, True, True, False]]
+    assert torch.softmax(mask, -1)[0, 3:].tolist() == [0.0, 0.0]
+
+
+@given(start=st.integers(-3, 12), size=st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_update_slice_clamps_as_the_runtime_does(start: int, size: int) -> None:
+    cache, update = torch.zeros(1, 2, 8, 3), torch.ones(1, 2, size, 3)
+    out = ops.update_slice(cache, update, torch.tensor([0, 0, start, 0], dtype=torch.int32))
+    first = min(max(start, 0), 8 - size)
+    assert out[0, 0, :, 0].tolist() == [1.0 if first <= slot < first + size else 0.0 for slot in range(8)]
+    assert not cache.any()
+
+
+def test_cache_slots_start_at_the_first_position() -> None:
+    slots = CacheSlots.at(torch.tensor([5, 6, 7], dtype=torch.int32))
+    assert (slots.k.tolist(), slots.v.tolist()) == ([0, 0, 5, 0], [0, 0, 0, 5])
+    cache = KVCache(torch.zeros(1, 2, 8, 4), torch.zeros(1, 2, 4, 8)).update(torch.ones(1, 3, 2, 4), 2 * torch.ones(1, 3, 2, 4), slots)
+    assert cache.k[0, 1, :, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert cache.v[0, 1, 3, :].tolist() == [0, 0, 0, 0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_norm_is_torchs(bias: bool) -> None:
+    norm = Norm(16, NormConfig(NormKind.LAYER, eps=1e-3, bias=bias))
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x = 5 + torch.randn(3, 16)
+    expected = torch.nn.functional.layer_norm(x, (16,), norm.weight, norm.bias, 1e-3)
+    assert float((norm(x) - expected).abs().max()) <= 1e-5

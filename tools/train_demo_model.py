@@ -235,7 +235,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--stories", type=int, default=Plan.stories, help="how many stories to train on")
+    parser.add_argument("--threads", type=int, help="CPU threads; fewer than the cores is faster on a busy machine")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     transformers_logging.set_verbosity_error()
     run(Plan(seed=arguments.seed, steps=arguments.steps, stories=arguments.stories), arguments.assets)
 

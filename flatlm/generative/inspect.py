@@ -112,7 +112,8 @@ def _manifest(model: Any) -> Mapping[str, Any]:
         entry = model.Metadata(index)
         if entry.Name() == MANIFEST_KEY.encode():
             try:
-                manifest = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+                text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().strip()
+                manifest = json.loads(text or "{}")  # its space is kept before it is known
             except (ValueError, AttributeError) as error:
                 raise RuntimeFileError(f"the file's metadata {MANIFEST_KEY} is not JSON: it was damaged after its export") from error
             return manifest if isinstance(manifest, dict) else {}

@@ -5,8 +5,10 @@ scale per channel, `block_size` neighbouring columns of a row for a scale per bl
 all in float32, for each group:
 
     scale   = max(max|w| / levels, smallest)          float32: kept as it is; float16: rounded, see below
-    integer = round_half_to_even(w * (1 / scale))     1 / scale is rounded to float32 first; no clamp is needed (below)
+    integer = round_half_to_even(w / scale)           no clamp is needed, see below
     decoded = integer * scale
+
+These are the integers of ai-edge-quantizer too, which quantizes what goes the generic way through litert-torch.
 
 - The scale that is stored is the scale that is divided by. A block's scale is rounded to bfloat16 and then to float16:
   the runtime's CPU delegate (ai-edge-litert 2.3.0) narrows float16 scales to bfloat16 for FULLY_CONNECTED, so a scale of
@@ -38,7 +40,7 @@ import torch
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.quantize.schemes import Scheme
 
-CHUNK_ELEMENTS = 1 << 19  # a chunk's float32 and its product are 4 MiB: larger is no faster, smaller pays more for Python's calls
+CHUNK_ELEMENTS = 1 << 19  # a chunk's float32 and its quotient are 4 MiB: larger is no faster, smaller pays more for Python's calls
 SMALLEST_SCALE = {torch.float32: 2.0**-100, torch.float16: 2.0**-20}
 
 _READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -159,13 +161,13 @@ class _Chunk:
         self.smallest = SMALLEST_SCALE[self.scales.dtype]
         self.per_group = self.scales.view(-1)
         self.grouped = (self.per_group.numel(), scheme.block_size or tail[0])
-        self.source, self.product = torch.empty(2, *self.grouped)
+        self.source, self.quotient = torch.empty(2, *self.grouped)
         self.source_rows = self.source.view(self.shape)
-        self.product_bits = self.product.view(torch.int32)
-        self.scale, self.factor = torch.empty(2, self.grouped[0])
+        self.quotient_bits = self.quotient.view(torch.int32)
+        self.scale, self.lowest = torch.empty(2, self.grouped[0])
         self.scale_bits = self.scale.view(torch.int32)
         self.scale_array = self.scale.numpy()
-        self.factor_column = self.factor[:, None]
+        self.scale_column = self.scale[:, None]
         if scheme.block_size is not None:
             self.narrow = torch.empty(self.grouped[0], dtype=torch.bfloat16)
         if scheme.storage == "int4":
@@ -201,7 +203,7 @@ class _Chunk:
             self.data.copy_(self.source)
 
     def _quantize(self, rows: torch.Tensor, first_row: int) -> None:
-        source, product, scale, factor = self.source, self.product, self.scale, self.factor
+        source, quotient, scale = self.source, self.quotient, self.scale
         if rows.dtype == torch.float32 and rows.is_contiguous():
             source = rows.view(self.grouped)
         else:
@@ -216,9 +218,8 @@ class _Chunk:
             _refuse_non_finite(rows, first_row)
             raise RecipeError(f"{_row_of_peak(rows, first_row)} needs a scale beyond float16 (65504); use a per-channel scheme")
 
-        torch.reciprocal(scale, out=factor)
-        torch.mul(source, self.factor_column, out=product)
-        self.integers.copy_(product.round_())
+        torch.div(source, self.scale_column, out=quotient)
+        self.integers.copy_(quotient.round_())
         if self.scheme.storage == "int4":
             # As int16, a pair of columns is 0x0H0L after the mask, and 0xHL is the low byte of (pair >> 4) | pair.
             self.pairs.bitwise_and_(0x0F0F)
@@ -229,12 +230,12 @@ class _Chunk:
         """max|w| of each group into `scale`; NaN wins. Two ways to the same number: which one is faster depends on the width."""
         if self.grouped[1] >= 256:
             torch.amax(source, 1, out=self.scale)
-            torch.amin(source, 1, out=self.factor)
-            torch.maximum(self.scale, self.factor.neg_(), out=self.scale)
+            torch.amin(source, 1, out=self.lowest)
+            torch.maximum(self.scale, self.lowest.neg_(), out=self.scale)
         else:
             # Floats that are not negative are in the order of their bits, and the integers' maximum is the faster one.
-            torch.abs(source, out=self.product)
-            torch.amax(self.product_bits, 1, out=self.scale_bits)
+            torch.abs(source, out=self.quotient)  # for want of another place of that size
+            torch.amax(self.quotient_bits, 1, out=self.scale_bits)
 
 
 def _row_of_peak(rows: torch.Tensor, first_row: int) -> str:

@@ -132,8 +132,7 @@ class StreamDecoder:
 
     def __init__(self, backend: Backend, context: Sequence[int] = ()) -> None:
         self._backend = backend
-        # Only the last ids are decoded again at each step; what was before them has no influence any more.
-        self._window = [int(i) for i in context if not backend.is_hidden(int(i))]
+        self._window = [int(i) for i in context]
         self._given = backend.decode(self._window).rstrip("\ufffd")
         self._shrink()
 
@@ -158,12 +157,10 @@ class StreamDecoder:
         return piece
 
     def _shrink(self) -> None:
-        if len(self._window) <= self._SHRINK:
-            return
-        kept = self._window[-self._KEEP :]
-        text = self._backend.decode(kept)
-        if text and self._given.endswith(text):  # else the cut fell into a character: another id, another try
-            self._window, self._given = kept, text
+        """Decode only the last ids at the next step. What is cut off, perhaps within a character, is missing before and after alike."""
+        if len(self._window) > self._SHRINK:
+            self._window = self._window[-self._KEEP :]
+            self._given = self._backend.decode(self._window).rstrip("\ufffd")
 
 
 def _no_tokenizer(directory: Path) -> str:

@@ -50,7 +50,7 @@ def reference(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarra
                 scale = max(scale, np.float32(2.0**-100))
             scales[r, b] = scale
             for c in group:
-                integers[r, c] = round(float(np.float32(weight[r, c] * (np.float32(1) / scale))))
+                integers[r, c] = round(float(np.float32(weight[r, c] / scale)))
     return integers, scales.reshape((rows,) if not scheme.block_size else scales.shape)
 
 

@@ -337,6 +337,13 @@ def test_a_file_that_shrinks_while_it_is_read(opened: Checkpoint) -> None:
             opened.read(name)
 
 
+def test_reads_that_come_in_parts(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system may give them: of more than 2 GiB, it always does."""
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: read(file, [views[0][:7]], offset))
+    assert torch.equal(opened.rows("matrix", 1, 7), tensor(7, 3)[1:7])
+
+
 def test_threads_read_at_once(tmp_path: Path) -> None:
     values = torch.arange(4096 * 64, dtype=torch.int32).view(4096, 64)
     save_file({"w": values}, tmp_path / "model.safetensors")

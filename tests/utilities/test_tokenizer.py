@@ -80,11 +80,23 @@ def unigram() -> tokenizers.Tokenizer:
 
 def llama_like() -> tokenizers.Tokenizer:
     """Like Llama 2's: ▁ for spaces, a byte token for each byte that no other token covers, BOS first."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁Onceupoiastmhrlgwdvykbf", "on", "ce", "▁a", "ti", "me"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        *"▁Onceupoiastmhrlgwdvykbf",
+        "on",
+        "ce",
+        "▁a",
+        "ti",
+        "me",
+        "s▁",
+    ]
     made = tokenizers.Tokenizer(
         models.BPE(
             {piece: i for i, piece in enumerate(pieces)},
-            [("o", "n"), ("c", "e"), ("▁", "a"), ("t", "i"), ("m", "e")],
+            [("o", "n"), ("c", "e"), ("▁", "a"), ("t", "i"), ("m", "e"), ("s", "▁")],
             unk_token="<unk>",
             byte_fallback=True,
         )
@@ -381,6 +393,15 @@ def test_a_context_keeps_the_leading_space(loaded: dict[str, Tokenizer]) -> None
         assert "".join(pieces(tokenizer, rest, prompt * 100)) == " a time"
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_context_may_end_within_a_character(loaded: dict[str, Tokenizer], name: str) -> None:
+    tokenizer, text = loaded[name], "a € b😀c " * 40 + "a"
+    ids = tokenizer.encode(text)
+    for cut in range(len(ids)):
+        before = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
+        assert before + "".join(pieces(tokenizer, ids[cut:], ids[:cut])) == tokenizer.decode(ids), cut
+
+
 def test_long_streams_do_not_decode_everything_again(loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = loaded["llama_like"]
     ids = tokenizer.encode("Once é a time 😀 " * 100)
@@ -396,6 +417,9 @@ def test_long_streams_do_not_decode_everything_again(loaded: dict[str, Tokenizer
     arrived = "".join(pieces(tokenizer, ids))
     assert longest < 100 < len(ids)
     assert arrived == decode(ids)
+    stream, longest = tokenizer.stream_decoder(ids), 0
+    assert stream.push(tokenizer.encode("on")[2]) == "on"
+    assert longest < 100
 
 
 # ------------------------------------------------------------------------------------------------------------------------ settings

@@ -80,7 +80,7 @@ class HfBackend:
     def _add_tokens(self, settings: TokenizerSettings) -> None:
         known = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
         listed = {token.content: _rust_token(token) for token in settings.added_tokens}
-        self._tokenizer.add_tokens([token for text, token in listed.items() if repr(known.get(text)) != repr(token)])
+        self._tokenizer.add_tokens(list(listed.values()))
         special = [*settings.special_tokens.values(), *settings.extra_tokens]
         flags = listed or known
         self._tokenizer.add_special_tokens([flags.get(token.content, _rust_token(token)) for token in special])

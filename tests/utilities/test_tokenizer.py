@@ -531,9 +531,9 @@ def test_any_damage_to_a_tokenizer_json_is_an_error_or_harmless(made: dict[str, 
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b'{}[]",:0 \xff') | st.integers(32, 126))
     try:
         tokenizer = Tokenizer.from_bytes("hf", bytes(content))
+        tokenizer.decode(tokenizer.encode("Once upon a time 😀"))
     except TokenizerError:
-        return
-    tokenizer.decode(tokenizer.encode("Once upon a time 😀"))
+        pass
 
 
 def test_a_tokenizer_json_that_fails_in_use(made: dict[str, str]) -> None:

@@ -52,5 +52,6 @@ TEMPLATES = {
     "generation": "{% for message in messages %}{%- generation -%} {{ message.content }} {%- endgeneration %}{{ unk_token }}{% endfor %}",
     "a line that begins indented": "  {% for message in messages %}\n  x{{ message.content }}\n  {% endfor %}\nend \n",
     "an empty first line": "\n{% for message in messages %}{{ message.content }}{% endfor %}",
+    "quotes around text": "{% for message in messages %}\"{{ message.content }}\nand 'more\n'\"{% endfor %}",
     "a macro": "{% macro turn(r, c) %}<{{ r }}>{{ c }}\n{% endmacro %}{% for m in messages %}{{ turn(m.role, m.content) }}{% endfor %}",
 }

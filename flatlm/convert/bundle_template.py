@@ -45,14 +45,9 @@ def for_litert_lm(template: str, special_tokens: Mapping[str, str]) -> str:
     named = sorted((name, text) for name, text in special_tokens.items() if name != "bos_token")
     tokens = "".join(f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in named)
     body = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template.removesuffix("\n"))
-    body = _TAG.sub(_escape_line_breaks, body)
+    body = _TAG.sub(lambda tag: _STRINGS.sub(lambda text: text[0].replace("\n", "\\n"), tag[0]), body)
     # trim_blocks drops the newline after this last tag and no more, and lstrip_blocks sees the template begin a line.
     return tokens + _TEXT_OF_PARTS + "{%- set messages = flatlm.messages %}\n" + body
-
-
-def _escape_line_breaks(tag: re.Match[str]) -> str:
-    """The tag, whose string literals spell their line breaks out; a comment stays."""
-    return tag[0] if tag[0].startswith("{#") else _STRINGS.sub(lambda text: text[0].replace("\n", "\\n"), tag[0])
 
 
 def needs_start_token(template: str, bos_token: str) -> bool:

@@ -39,7 +39,7 @@ def test_messages_without_plain_text_are_left_alone() -> None:
 
 
 def test_special_tokens_with_quotes_and_letters_beyond_ascii() -> None:
-    tokens = {"eos_token": '<é"end\\é>', "bos_token": "<s>"}
+    tokens = {"eos_token": '<é"end\\\N{GRINNING FACE}>', "bos_token": "<s>"}
     adapted = for_litert_lm("{{ eos_token }}", tokens)
     rendered, _ = render_jinja_template([CONVERSATION], chat_template=adapted)
     assert rendered[0] == tokens["eos_token"]

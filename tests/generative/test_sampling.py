@@ -78,6 +78,13 @@ def test_large_logits_do_not_overflow():
 
 
 def test_minus_infinity_is_never_drawn():
+    class Zero:
+        def random(self):
+            return 0.0
+
+    sampler = Sampler(1.0)
+    sampler._random = Zero()
+    assert sampler.pick(np.array([-np.inf, 0, 0], np.float32)) == 1
     assert shares(Sampler(1.0, seed=0), np.array([-np.inf, 0, 0], np.float32), 200)[0] == 0
 
 

@@ -38,9 +38,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def row(name: str, figures: list[tuple[float, float]]) -> str:
     walls, peaks = zip(*figures, strict=True)
-    return (
-        f"| {name} | {len(figures)} | {statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}) | {statistics.median(peaks) / 1e9:.2f} |"
-    )
+    return f"| {name} | {len(figures)} | {statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}) | {statistics.median(peaks) / 1e9:.2f} |"
 
 
 def main() -> None:

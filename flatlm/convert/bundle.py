@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from flatlm import __version__
 from flatlm.convert.bundle_container import ALIGNMENT, Section, aligned, read_header, write_header
@@ -51,6 +51,7 @@ TokenizerKind = Literal["hf", "sentencepiece"]
 _TOKENIZER_SECTIONS: Mapping[TokenizerKind, str] = {"hf": "HF_Tokenizer_Zlib", "sentencepiece": "SP_Tokenizer"}
 _MODEL_ITEMS = {"model_type": "tf_lite_prefill_decode"}
 _MANIFEST_ITEMS = {"name": "flatlm_manifest.json"}
+_PRODUCER = {"producer": f"flatlm {__version__}"}
 _COPY_CHUNK = 64 * 2**20
 
 
@@ -99,7 +100,7 @@ def finish_bundle(path: Path, *, model_size: int, tokenizer: TokenizerSource, me
     tail: list[tuple[str, bytes, Mapping[str, str]]] = [
         (_TOKENIZER_SECTIONS[tokenizer.kind], _pack_tokenizer(tokenizer), {}),
         ("LlmMetadataProto", pack_metadata(metadata), {}),
-        ("GenericBinaryData", json.dumps(metadata.manifest, ensure_ascii=False).encode(), _MANIFEST_ITEMS),
+        ("GenericBinaryData", _pack_manifest(metadata.manifest), _MANIFEST_ITEMS),
     ]
     with _writing(path), path.open("r+b") as file:
         sections = [Section("TFLiteModel", MODEL_OFFSET, MODEL_OFFSET + model_size, _MODEL_ITEMS)]
@@ -111,15 +112,20 @@ def finish_bundle(path: Path, *, model_size: int, tokenizer: TokenizerSource, me
             file.seek(begin)
             file.write(data)
             sections.append(Section(kind, begin, begin + len(data), items))
-        write_header(file, sections, {"producer": f"flatlm {__version__}"})
+        write_header(file, sections, _PRODUCER)
 
 
-def replace_manifest(path: Path, manifest: Mapping[str, object]) -> None:
-    """Puts another manifest into a bundle that FlatLM wrote, in place: the model is not touched."""
-    bundle = read_bundle(path)
-    if bundle.model_offset != MODEL_OFFSET:
-        raise RuntimeFileError(f"{path} was not written by FlatLM: its model begins at byte {bundle.model_offset}, not {MODEL_OFFSET}")
-    finish_bundle(path, model_size=bundle.model_size, tokenizer=bundle.tokenizer, metadata=replace(bundle.metadata, manifest=manifest))
+def replace_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Puts another manifest into a bundle that FlatLM wrote: the last section and the header are written anew, nothing else."""
+    with _writing(path), path.open("r+b") as file:
+        sections = read_header(file, str(path))
+        if not sections or sections[-1].items.get("name") != _MANIFEST_ITEMS["name"]:
+            raise RuntimeFileError(f"{path} was not written by FlatLM: its last section is not a manifest")
+        data, last = _pack_manifest(manifest), sections.pop()
+        file.truncate(last.begin)
+        file.seek(last.begin)
+        file.write(data)
+        write_header(file, [*sections, replace(last, end=last.begin + len(data))], _PRODUCER)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -162,6 +168,10 @@ def _pack_tokenizer(tokenizer: TokenizerSource) -> bytes:
     if tokenizer.kind == "hf":
         return len(tokenizer.data).to_bytes(8, "little") + zlib.compress(tokenizer.data)
     return tokenizer.data
+
+
+def _pack_manifest(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, ensure_ascii=False).encode()
 
 
 def _inflate(data: bytes, path: Path) -> bytes:

@@ -54,14 +54,14 @@ class Sampler:
         total = weights.sum()
         # Tokens below (1 - p) / n of the whole have less than 1 - p together: never needed to reach p, nor worth sorting.
         likely = np.flatnonzero(weights >= (1 - self.top_p) * total / len(weights))
-        order = likely[np.argsort(-weights[likely], kind="stable")]
+        order = likely[np.argsort(-logits[tokens[likely]], kind="stable")]
         kept = int(np.searchsorted(np.cumsum(weights[order]), self.top_p * total)) + 1
         return tokens[order[:kept]], weights[order[:kept]]
 
 
 def _largest(logits: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """The `count` tokens with the largest logits, in order of tokens; of equal ones the first."""
+    """The `count` tokens with the largest logits; of equal ones the first."""
     least = np.partition(logits, -count)[-count]
     above = np.flatnonzero(logits > least)
     equal = np.flatnonzero(logits == least)[: count - len(above)]
-    return np.sort(np.concatenate([above, equal]))
+    return np.concatenate([equal, above][:1])

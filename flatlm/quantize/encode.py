@@ -40,7 +40,8 @@ import torch
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.quantize.schemes import Scheme
 
-CHUNK_ELEMENTS = 1 << 19  # a chunk's float32 and its quotient are 4 MiB: larger is no faster, smaller pays more for Python's calls
+# At most: larger falls out of the cache, smaller pays more for Python's calls (about 12 MiB of memory for each thread).
+CHUNK_ELEMENTS = 1 << 20
 SMALLEST_SCALE = {torch.float32: 2.0**-100, torch.float16: 2.0**-20}
 
 _READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -112,8 +113,11 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
     """
     scheme.check("rows", shape)
     rows, tail = shape[0], tuple(shape[1:])
-    step = min(rows, max(1, CHUNK_ELEMENTS // math.prod(tail)))
+    count = threads or min(torch.get_num_threads(), _MOST_THREADS)
+    pieces = math.ceil(math.prod(shape) / CHUNK_ELEMENTS)
+    step = math.ceil(rows / (math.ceil(pieces / count) * count)) if pieces > 1 else rows  # as many pieces for each thread
     starts = range(0, rows, step)
+    count = min(count, len(starts))
     pending = iter(starts)  # next() holds the interpreter's lock, so that each start is taken once
 
     def work() -> None:
@@ -123,7 +127,6 @@ def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, 
             chunk = whole if stop - start == step else _Chunk(scheme, stop - start, tail)
             sink(start, stop, chunk.encode(read(start, stop), start))
 
-    count = min(threads or min(torch.get_num_threads(), _MOST_THREADS), len(starts))
     with _one_thread_an_operation:
         if count == 1:
             work()

@@ -59,9 +59,9 @@ def _compile(template: str) -> Template:
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     class PlainNamespace(Namespace):
         """jinja2's own, but no attribute of Python's own can be set in it, at its making or later."""

@@ -105,7 +105,8 @@ class Checkpoint:
         It takes in, for each file by name, the JSON line ["file", name, size, SHA-256 of the header] (name relative to the
         directory; header: a safetensors file's first 8 + N bytes, a torch file's `data.pkl`, all of a legacy torch file), then for
         each tensor by name the JSON line ["tensor", name, dtype, shape, bytes sampled] and the first 4 KiB of its stored bytes
-        (none from a legacy file, which is in the header). So a change that leaves all of these alone goes unseen.
+        (none of a legacy file, which is in the header, and none of an unsupported tensor of a torch file). So a change that leaves
+        all of these alone goes unseen.
         """
         self._check_open()
         digest = hashlib.sha256()

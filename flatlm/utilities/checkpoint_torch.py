@@ -165,13 +165,12 @@ def _candidates(loaded: object, depth: int) -> Iterator[Mapping[Any, Any]]:
 
 
 def _zip_entry(file: WeightsFile, name: str, tensor: torch.Tensor, keys: Mapping[int, _Storage]) -> Entry:
-    shape, item = tuple(tensor.shape), tensor.element_size()
-    kind = unsupported_kind(tensor)
-    place = None if tensor.layout != torch.strided else keys.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", None) or 0)
+    shape, kind = tuple(tensor.shape), unsupported_kind(tensor)
+    place = None if kind else keys.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", None) or 0)
     if place is None:
-        if kind is None:
-            kind = "a tensor without values"
-        return Entry(TensorRecord(name, shape, tensor.dtype, file.path, kind), Contiguous(file, 0, 0, 0))
+        record = TensorRecord(name, shape, tensor.dtype, file.path, kind or "a tensor without values")
+        return Entry(record, Contiguous(file, 0, 0, 0))
+    item = tensor.element_size()
     strides = tuple(tensor.stride())
     first, span = 0, 0  # in bytes; a view without elements may begin anywhere
     if math.prod(shape):
@@ -185,11 +184,13 @@ def _zip_entry(file: WeightsFile, name: str, tensor: torch.Tensor, keys: Mapping
     source: Source = Strided(file, offset, strides, span, tensor.is_neg())
     if tensor.is_contiguous() and not tensor.is_neg():
         source = Contiguous(file, offset, span, span // shape[0] if shape and shape[0] else span)
-    return Entry(TensorRecord(name, shape, tensor.dtype, file.path, kind), source)
+    return Entry(TensorRecord(name, shape, tensor.dtype, file.path), source)
 
 
 def unsupported_kind(tensor: torch.Tensor) -> str | None:
     """What makes a tensor's values unreadable here, or None."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return type(tensor).__name__
     if tensor.layout != torch.strided:
         return str(tensor.layout).removeprefix("torch.")
     if tensor.is_quantized or tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):

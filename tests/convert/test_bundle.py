@@ -171,6 +171,10 @@ def test_a_section_that_is_missing_or_there_twice_is_refused(tmp_path: Path, bun
             write_header(file, wrong, {})
         with pytest.raises(RuntimeFileError, match=what):
             read_bundle(bundle)
+    with bundle.open("r+b") as file:
+        write_header(file, [], {})
+    with pytest.raises(RuntimeFileError, match="not written by FlatLM"):
+        replace_manifest(bundle, {})
 
 
 def test_a_header_beyond_what_litert_lm_reads_is_refused(bundle: Path) -> None:

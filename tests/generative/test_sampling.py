@@ -44,6 +44,10 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
     np.testing.assert_allclose(shares(Sampler(1.0, top_p=top_p, seed=0)), expected / expected.sum(), atol=0.012)
 
 
+def test_top_p_of_equals_keeps_the_first():
+    assert set(np.flatnonzero(shares(Sampler(1.0, top_p=0.05, seed=0), np.tile(np.float32([0, -9]), 500), 500))) == set(range(0, 50, 2))
+
+
 def test_top_p_counts_what_top_k_left():
     # Of 0.4 and 0.3, the first is 0.57 of the whole.
     assert shares(Sampler(1.0, top_k=2, top_p=0.5, seed=0), draws=200)[1] == 1

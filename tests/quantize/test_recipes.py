@@ -43,7 +43,7 @@ def table() -> str:
 
 
 def test_table_is_the_reviewed_one() -> None:
-    if os.environ.get("FLATLM_UPDATE_GOLDEN"):
+    if os.environ.get("FLATLM_WRITE_GOLDEN"):
         GOLDEN.write_text(table(), encoding="utf-8")
     assert table() == GOLDEN.read_text(encoding="utf-8")
 

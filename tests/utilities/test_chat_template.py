@@ -43,6 +43,7 @@ TEMPLATES = {
         "{% set ns = namespace(n=0, d=dict(a=1)) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
         "{% if loop.index == 3 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}{{ ns.d.a }}"
     ),
+    "scope": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
     "variables": (
         "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ image_token }}{{ pad_token is defined }}{{ tools is none }}"
         "{{ documents is none }}{{ add_generation_prompt }}{{ strftime_now('%Y') }}"

@@ -256,6 +256,19 @@ def test_unreadable_kinds_are_listed_and_only_reading_them_fails(tmp_path: Path)
             assert str(caught.value).startswith(f"{path}: tensor {name!r} is stored as {name}, which FlatLM does not read")
 
 
+class Odd(torch.Tensor):
+    """A subclass, such as those of quantized or distributed weights: its own class says what its values mean."""
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_subclass_that_the_process_allows_is_not_read(tmp_path: Path, legacy: bool) -> None:
+    save(tmp_path, {"odd": base.as_subclass(Odd), "plain": base}, _use_new_zipfile_serialization=not legacy)
+    assert "holds Python objects other than tensors" in refusal(tmp_path)
+    with torch.serialization.safe_globals([Odd]), Checkpoint.open(tmp_path) as checkpoint:
+        assert checkpoint.tensors["odd"].unsupported == "Odd"
+        assert torch.equal(checkpoint.read("plain"), base)
+
+
 def test_big_endian(tmp_path: Path) -> None:
     rewrite(save(tmp_path, {"w": base}), byteorder=b"big")
     assert "its byte order is 'big', not 'little'; on a little-endian machine re-save" in refusal(tmp_path)

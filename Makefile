@@ -16,7 +16,7 @@ test check: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2
 
 golden: $(VENV)/.installed-dev
-	FLATLM_WRITE_GOLDEN=1 $(BIN)/pytest tests/convert/test_golden.py
+	FLATLM_WRITE_GOLDEN=1 $(BIN)/pytest tests/convert/test_golden.py tests/quantize/test_recipes.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(report: BenchmarkReport) -> str:
     def spread(measure: Measure, unit: str) -> list[str]:
-        return [f"{measure.median:.4g} {unit}", f"{measure.minimum:.4g}", f"{measure.maximum:.4g}"]
+        return [f"{_rounded(measure.median)} {unit}", _rounded(measure.minimum), _rounded(measure.maximum)]
 
     rows = [
         [f"prefill ({report.prefill_tokens} tokens)", *spread(report.prefill_tokens_per_second, "tokens/s")],
@@ -36,3 +36,8 @@ def describe(report: BenchmarkReport) -> str:
     ]
     head = base.table(["", f"median of {report.prefill_tokens_per_second.runs}", "min", "max"], rows)
     return f"{head}\nload {report.load_s:.2f} s, peak memory {base.megabytes(report.peak_rss_bytes)}, {report.threads} threads"
+
+
+def _rounded(value: float) -> str:
+    """Three figures, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

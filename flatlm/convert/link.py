@@ -83,7 +83,7 @@ class LinkedModel:
             return weight.source.rows(0, shape[0])[None, :]
 
         try:
-            encode_stream(read, matrix, weight.scheme, sink, threads=threads or os.cpu_count() or 1)
+            encode_stream(read, matrix, weight.scheme, sink, threads=threads)
         except NonFiniteWeightError as error:
             where = weight.source.origin(error.row)
             raise CheckpointError(

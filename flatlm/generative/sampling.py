@@ -64,4 +64,4 @@ def _largest(logits: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     least = np.partition(logits, -count)[-count]
     above = np.flatnonzero(logits > least)
     equal = np.flatnonzero(logits == least)[: count - len(above)]
-    return np.concatenate([equal, above][:1])
+    return np.concatenate([above, equal])

@@ -1,6 +1,7 @@
 """Whole-process time and peak memory of an export, ours beside a peer's, in one run.
 
-    python benchmarks/export.py CHECKPOINT [--recipe dynamic_int8] [--prefill 256] [--kv-cache-len 1024] [--runs 3] [--peer 'COMMAND {checkpoint} {out}']
+    python benchmarks/export.py CHECKPOINT [--recipe dynamic_int8] [--prefill 256] [--kv-cache-len 1024] [--runs 3]
+        [--peer 'COMMAND {checkpoint} {out}']
 
 Peak memory is what the kernel counts for the largest process of a command (ru_maxrss of waited-for children, as /usr/bin/time does),
 memory-mapped pages included. Prints a Markdown table; ratios are peer over ours, medians.
@@ -15,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 
@@ -38,7 +38,8 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def row(name: str, figures: list[tuple[float, float]]) -> str:
     walls, peaks = zip(*figures, strict=True)
-    return f"| {name} | {len(figures)} | {statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}) | {statistics.median(peaks) / 1e9:.2f} |"
+    wall = f"{statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f})"
+    return f"| {name} | {len(figures)} | {wall} | {statistics.median(peaks) / 1e9:.2f} |"
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--kv-cache-len", default="1024")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", help="a command with {checkpoint} and {out}; run once")
+    parser.add_argument("--keep-peer", type=Path, metavar="DIR", help="keep what the peer wrote, there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.checkpoint.parent) as work:
         out = Path(work) / "model.tflite"
@@ -64,7 +66,10 @@ def main() -> None:
         if args.peer:
             peer_out = Path(work) / "peer"
             peer = measure(shlex.split(args.peer.format(checkpoint=args.checkpoint, out=peer_out)))
-            shutil.rmtree(peer_out, ignore_errors=True)
+            if not args.keep_peer:
+                shutil.rmtree(peer_out, ignore_errors=True)
+            else:
+                shutil.move(peer_out, args.keep_peer)
             print(row("peer", [peer]))
             wall = peer[0] / statistics.median(w for w, _ in measured)
             peak = peer[1] / statistics.median(p for _, p in measured)

@@ -10,7 +10,8 @@ TEMPLATES = {
 {{% if message['role'] == 'user' %}}
 {_ROLE}{{{{ message.content.strip('\n') + eos_token }}}}
 {{% else %}}
-    {{# a comment's apostrophe #}}
+    {{# {{% isn't a tag #}}
+    {{# but a comment's text #}}
     {{{{- message.content | trim }}}}
 {{% endif %}}
 {{% if loop.last and add_generation_prompt %}}

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatlm.convert.compile import compile_pieces
-from flatlm.convert.decoder import SignatureSpec, decoder_pieces, decoder_plans
-from flatlm.convert.link import link
-from flatlm.convert.stamp import stamp
+from flatlm.convert.decoder import stamp_decoder
+from flatlm.convert.link import link_and_write
+from flatlm.convert.signatures import SignatureSpec
+from flatlm.convert.weights import WeightLayout
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, RopeConfig
 from flatlm.layers.kv_cache import empty_caches
-from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import Recipe, get_recipe
 
 
@@ -53,13 +53,11 @@ class InMemory:
 
 
 def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none") -> Path:
-    """Compile, stamp and link an eager model's copy on the meta device, with the eager model's weights."""
-    empty = build_on_meta(model.config, cache_length=model.cache_length)
-    stamped = stamp(compile_pieces(decoder_pieces(empty, specs)), decoder_plans(empty, specs))
+    """Compile, stamp and link an eager model's configuration, with the eager model's weights."""
     sources = {name: InMemory(parameter.data) for name, parameter in model.named_parameters()}
-    linked = link(stamped, sources, get_recipe(recipe) if isinstance(recipe, str) else recipe)
+    layout = WeightLayout(sources, get_recipe(recipe) if isinstance(recipe, str) else recipe)
     with path.open("w+b") as file:
-        linked.write(file.fileno())
+        link_and_write(stamp_decoder(model.config, model.cache_length, specs), layout, file.fileno())
     return path
 
 

@@ -1,7 +1,6 @@
 """What all verbs share: a parser with --json and --debug, errors as one line, progress on a terminal."""
 
 import argparse
-import atexit
 import contextlib
 import importlib
 import json
@@ -32,7 +31,6 @@ def run_verb(verb: str, summary: str, arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
-    atexit.register(_mute_destructors)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         status: int = module.run(args)
@@ -48,12 +46,6 @@ def run_verb(verb: str, summary: str, arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _mute_destructors() -> None:
-    """The runtime's native destructors log to stderr after Python's own end; by then FlatLM has said all it had to."""
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def print_json(value: dict[str, Any]) -> None:

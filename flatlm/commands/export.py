@@ -5,12 +5,15 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatlm.commands import base
+from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import VerificationFailed
 from flatlm.quantize.recipes import Recipe, get_recipe
-from flatlm.utilities.exporter import ExportReport, ExportRequest, export
+
+if TYPE_CHECKING:  # what loads torch is imported where it is used, after the compiler's process has been started
+    from flatlm.utilities.exporter import ExportReport, ExportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def request_of(args: argparse.Namespace, output: Path) -> ExportRequest:
+def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
+    from flatlm.utilities.exporter import ExportRequest
+
     return ExportRequest(
         args.checkpoint,
         output,
@@ -49,10 +54,15 @@ def request_of(args: argparse.Namespace, output: Path) -> ExportRequest:
 
 
 def run(args: argparse.Namespace) -> int:
-    request = request_of(args, args.output)
-    warn(request.recipe)
+    warn(get_recipe(args.recipe))
+    with CompilerProcess() as compiler:
+        request = request_of(args, args.output)
+        return _run(args, request, compiler)
+
+
+def _run(args: argparse.Namespace, request: "ExportRequest", compiler: CompilerProcess) -> int:
     try:
-        report = export_and_verify(request, verify=not args.no_verify, tokens=args.verify_tokens)
+        report = export_and_verify(request, verify=not args.no_verify, tokens=args.verify_tokens, compiler=compiler)
     except VerificationFailed as failure:
         if args.json:
             base.print_json({"output": None, "verification": getattr(failure, "report", None), "error": str(failure)})
@@ -69,8 +79,12 @@ def warn(recipe: Recipe) -> None:
         print(f"warning: recipe {recipe.name}: {recipe.warning}", file=sys.stderr)
 
 
-def export_and_verify(request: ExportRequest, *, verify: bool = True, tokens: int | None = None) -> ExportReport:
+def export_and_verify(
+    request: "ExportRequest", *, verify: bool = True, tokens: int | None = None, compiler: CompilerProcess | None = None
+) -> "ExportReport":
     """Export; prove the file before it gets its name. Raises VerificationFailed, with the `report`, where it is too far off."""
+    from flatlm.utilities.exporter import export
+
     with base.progress_bar() as progress:
 
         def prove(path: Path) -> Mapping[str, Any]:
@@ -86,10 +100,10 @@ def export_and_verify(request: ExportRequest, *, verify: bool = True, tokens: in
                 raise error
             return report.to_dict()
 
-        return export(request, prove=prove if verify else None, progress=progress)
+        return export(request, prove=prove if verify else None, progress=progress, compiler=compiler)
 
 
-def describe(report: ExportReport) -> str:
+def describe(report: "ExportReport") -> str:
     seconds = sum(report.seconds.values())
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items() if value >= 0.05)
     lines = [

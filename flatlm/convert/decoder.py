@@ -1,31 +1,25 @@
 """How a `Decoder` is taken apart for the compiler, and which signatures are stamped from its parts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatlm.convert.compile import Piece
-from flatlm.convert.stamp import SignaturePlan, Step
+from flatlm.convert.compile import Piece, compile_pieces
+from flatlm.convert.signatures import SignatureSpec
+from flatlm.convert.stamp import SignaturePlan, Step, stamp
 from flatlm.layers.block import Block
+from flatlm.layers.config import ModelConfig
 from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
-from flatlm.layers.model import Decoder
+from flatlm.layers.model import Decoder, build_on_meta
 
 
-@dataclass(frozen=True)
-class SignatureSpec:
-    """A signature to export: `prefill_<T>` or `decode`, its number of tokens T, and whether it returns logits (of every position)."""
-
-    name: str
-    tokens: int
-    logits: bool
-
-
-def signature_specs(prefill_lengths: Sequence[int], *, prefill_logits: bool) -> list[SignatureSpec]:
-    """The field's names: `prefill_<T>` for each length, then `decode`."""
-    prefills = [SignatureSpec(f"prefill_{length}", length, prefill_logits) for length in sorted(set(prefill_lengths))]
-    return [*prefills, SignatureSpec("decode", 1, True)]
+def stamp_decoder(config: ModelConfig, cache_length: int, specs: Sequence[SignatureSpec]) -> Any:
+    """Compile each distinct piece once and stamp all signatures: a model object in which weights are still named calls."""
+    kinds_only = build_on_meta(replace(config, blocks=config.block_kinds), cache_length=cache_length)
+    return stamp(compile_pieces(decoder_pieces(kinds_only, specs)), decoder_plans(config, specs))
 
 
 def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece]:
@@ -40,15 +34,15 @@ def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece
     return pieces
 
 
-def decoder_plans(model: Decoder, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
+def decoder_plans(config: ModelConfig, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
     """The stamping plan of each signature."""
-    kinds = model.config.block_kinds
-    caches = [f"kv_cache_{part}_{layer}" for layer in range(len(model.blocks)) for part in "kv"]
+    kinds, ropes = config.block_kinds, config.ropes
+    caches = [f"kv_cache_{part}_{layer}" for layer in range(len(config.blocks)) for part in "kv"]
     plans = []
     for spec in specs:
         steps = [Step(f"{spec.name}/prologue")]
-        for layer, block in enumerate(model.config.blocks):
-            rope = model.rope_index(layer)
+        for layer, block in enumerate(config.blocks):
+            rope = ropes.index(block.attention.rope)
             bind = {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
             steps.append(Step(f"{spec.name}/block_{kinds.index(block)}", layer, bind))
         if spec.logits:

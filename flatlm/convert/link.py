@@ -1,14 +1,12 @@
-"""Link, second half: lay the file out, then stream every weight through its scheme to its place.
+"""Link: a stamped model and a layout of weights become the root of a TFLite file.
 
-    [ flatbuffer root: graphs, scales per channel, manifest ] [ weights and block scales, each at a multiple of 64 bytes ]
+    [ root: graphs, scales per channel, manifest ] [ weights and block scales, each at a multiple of 64 bytes ]
 
-Sizes follow from shapes and recipe before a byte is read. The root is packed once; the offsets, the scales and the manifest are
-written into the packed bytes in place. No weight is ever whole in memory.
+The root is packed once; the weights' offsets, the scales and the manifest are written into the packed bytes in place.
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,140 +14,89 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
-from flatlm.convert.link_ops import LinkedWeight, Linker, WeightSource
-from flatlm.errors import CheckpointError, ExportError, RecipeError
-from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
-from flatlm.quantize.recipes import Recipe
+from flatlm.convert.link_ops import Linker
+from flatlm.convert.weights import Array, WeightLayout, align, write_all
+from flatlm.errors import ExportError
 
-ALIGNMENT = 64
 MANIFEST_KEY = "flatlm.manifest"
 MANIFEST_CAPACITY = 1 << 16
 
-Progress = Callable[[str, int, int], None]
-"""Called as (what, bytes or steps done, in all)."""
-
 
 @dataclass
-class LinkedModel:
-    """A model whose layout is fixed: `size` bytes. `write` fills it in."""
+class Root:
+    """A packed flatbuffer whose weights lie behind it. Fill in where (`place`), the scales, and the manifest; then `write`."""
 
-    root: bytearray
-    weights: list[LinkedWeight]
-    size: int
-    _places: dict[str, tuple[int, int]]
-    _scales: dict[str, np.ndarray]
+    content: bytearray
+    _offsets: list[tuple[int, int]]
+    _scales: Mapping[str, Array]
     _manifest: np.ndarray
 
-    def write(self, handle: int, *, base: int = 0, threads: int | None = None, progress: Progress | None = None) -> None:
-        """Encode every weight to its place in the file `handle`, `base` bytes in; then the root.
+    def __len__(self) -> int:
+        return len(self.content)
 
-        Raises CheckpointError for a weight that is not finite, OSError where the file cannot take it.
-        """
-        os.truncate(handle, base + self.size)
-        done, total = 0, sum(weight.source_size() for weight in self.weights)
-        for weight in self.weights:
-            self._write_weight(handle, base, weight, threads)
-            done += weight.source_size()
-            if progress is not None:
-                progress("weights", done, total)
-        _write_all(handle, self.root, base)
+    def place(self, weights_at: int, scales: Mapping[str, Array]) -> None:
+        """Say that the weights' part begins at byte `weights_at` of the model, and what its scales per channel are."""
+        for position, offset in self._offsets:
+            self.content[position : position + 8] = (weights_at + offset).to_bytes(8, "little")
+        for name, view in self._scales.items():
+            view[:] = scales[name]
 
-    def write_manifest(self, handle: int, manifest: Mapping[str, Any], *, base: int = 0) -> None:
-        """Put the manifest (JSON) into the model's metadata; it may be written again, as long as it fits its reserved space."""
+    def set_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Put the manifest (JSON) into the model's metadata; it may be put again, as long as it fits its reserved space."""
         text = json.dumps(manifest, separators=(",", ":")).encode()
         if len(text) > len(self._manifest):
             raise ExportError(f"the manifest takes {len(text)} bytes, more than the {len(self._manifest)} that are kept for it")
         self._manifest[:] = np.frombuffer(text.ljust(len(self._manifest)), np.uint8)
-        _write_all(handle, self.root, base)
 
-    def _write_weight(self, handle: int, base: int, weight: LinkedWeight, threads: int | None) -> None:
-        shape = weight.source.shape
-        matrix = shape if len(shape) == 2 else (1, shape[0])
-        data_at, scales_at = self._places[weight.name]
-        row_bytes = weight.scheme.nbytes(shape) // matrix[0]
-
-        def sink(start: int, stop: int, encoded: Encoded) -> None:
-            _write_all(handle, encoded.data, base + data_at + start * row_bytes)
-            if encoded.scales is None:
-                return
-            if weight.scales is None:
-                self._scales[weight.name][start:stop] = encoded.scales
-            else:
-                _write_all(handle, encoded.scales, base + scales_at + start * encoded.scales[0].nbytes)
-
-        def read(start: int, stop: int) -> Any:
-            if len(shape) == 2:
-                return weight.source.rows(start, stop)
-            return weight.source.rows(0, shape[0])[None, :]
-
-        try:
-            encode_stream(read, matrix, weight.scheme, sink, threads=threads)
-        except NonFiniteWeightError as error:
-            where = weight.source.origin(error.row)
-            raise CheckpointError(
-                f"{where} holds NaN or infinity (weight {weight.name}, row {error.row}): repair the checkpoint"
-            ) from error
-        except RecipeError as error:
-            raise RecipeError(f"{weight.source.origin(0)} (weight {weight.name}): {error}") from error
+    def write(self, handle: int, base: int = 0) -> None:
+        """Write it into a file in which the model begins at byte `base`."""
+        write_all(handle, self.content, base)
 
 
-def link(model: Any, sources: Mapping[str, WeightSource], recipe: Recipe) -> LinkedModel:
-    """Fix a stamped model's operators, buffers and layout. `sources` holds every weight it names; `recipe` says how each is kept.
+def link(model: Any, layout: WeightLayout) -> Root:
+    """Put built-in operators and the layout's weights in the place of a stamped model's named calls, and pack it.
 
-    Raises RecipeError where a scheme does not fit a weight's shape.
+    Raises ExportError where the model names a weight that the layout does not have.
     """
-    linker = Linker(model, sources, recipe)
+    linker = Linker(model, layout)
     entry = schema.MetadataT()
     entry.name = MANIFEST_KEY.encode()
     entry.buffer = flatbuffer.add_buffer(model, b" " * MANIFEST_CAPACITY)
     model.metadata = [*(model.metadata or []), entry]
-    external = _share_buffers(model, linker)
-    root = flatbuffer.pack(model)
-
-    places, size = {}, len(root)
-    view = schema.Model.GetRootAsModel(root, 0)
-    for name, (data, scales) in external.items():
-        offsets = []
-        for index in (data, scales):
-            if index is None:
-                offsets.append(0)
-                continue
-            size += -size % ALIGNMENT
-            offsets.append(size)
-            _set_buffer_offset(view.Buffers(index), size)
-            size += model.buffers[index].size
-        places[name] = (offsets[0], offsets[1])
-    manifest = view.Buffers(model.metadata[-1].buffer).DataAsNumpy()
-    return LinkedModel(root, list(linker.weights.values()), size, places, _scale_views(view, model, linker), manifest)
-
-
-def _share_buffers(model: Any, linker: Linker) -> dict[str, tuple[int, int | None]]:
-    """Drop and share small buffers; the indices of the external ones afterwards, by weight."""
-    objects = {name: (model.buffers[w.data], None if w.scales is None else model.buffers[w.scales]) for name, w in linker.weights.items()}
+    external = [(model.buffers[index], offset) for index, offset in linker.external]
     flatbuffer.share_equal_buffers(model)
     index = {id(buffer): position for position, buffer in enumerate(model.buffers)}
-    return {name: (index[id(data)], None if scales is None else index[id(scales)]) for name, (data, scales) in objects.items()}
+
+    content = flatbuffer.pack(model)
+    view = schema.Model.GetRootAsModel(content, 0)
+    offsets = [(_offset_field(view.Buffers(index[id(buffer)])), offset) for buffer, offset in external]
+    manifest = view.Buffers(model.metadata[-1].buffer).DataAsNumpy()
+    return Root(content, offsets, _scale_views(view, model), manifest)
 
 
-def _set_buffer_offset(buffer: Any, offset: int) -> None:
+def link_and_write(model: Any, layout: WeightLayout, handle: int) -> Root:
+    """The whole file, one part after the other: root at byte 0, weights right behind it."""
+    root = link(model, layout)
+    weights_at = align(len(root))
+    root.place(weights_at, layout.write(handle, weights_at))
+    root.write(handle)
+    return root
+
+
+def _offset_field(buffer: Any) -> int:
+    """The position of Buffer.offset, eight bytes, in the packed root."""
     field = buffer._tab.Offset(6)
     assert field, "Buffer.offset was elided from the packed root"
-    position = buffer._tab.Pos + field
-    buffer._tab.Bytes[position : position + 8] = offset.to_bytes(8, "little")
+    return int(buffer._tab.Pos + field)
 
 
-def _scale_views(view: Any, model: Any, linker: Linker) -> dict[str, np.ndarray]:
-    """Writable views of the packed per-channel scales, by weight (every signature's tensor shares one table)."""
+def _scale_views(view: Any, model: Any) -> dict[str, Array]:
+    """Writable views of the packed scales per channel, by weight (every signature's tensor shares one table)."""
     views = {}
     for graph_index, graph in enumerate(model.subgraphs):
         for tensor_index, tensor in enumerate(graph.tensors):
             if isinstance(tensor.quantization, flatbuffer.SharedQuantization):
-                views[tensor.name.decode()] = view.Subgraphs(graph_index).Tensors(tensor_index).Quantization().ScaleAsNumpy()
-    return {name: views[name] for name, weight in linker.weights.items() if weight.quantization is not None}
-
-
-def _write_all(handle: int, data: Any, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
+                name = tensor.name.decode()
+                if name not in views:
+                    views[name] = view.Subgraphs(graph_index).Tensors(tensor_index).Quantization().ScaleAsNumpy()
+    return views

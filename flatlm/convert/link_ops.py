@@ -1,17 +1,16 @@
-"""Link, first half: every named call of a stamped model becomes the runtime's built-in operator, with the weight's tensor beside it."""
+"""Every named call of a stamped model becomes the runtime's built-in operator, with the weight's tensor beside it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from torch import Tensor
 
 from flatlm.convert import flatbuffer
 from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
+from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
-from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
 
 Operator = schema.BuiltinOperator
@@ -31,48 +30,36 @@ _DEQUANTIZE = (Operator.DEQUANTIZE, 5)
 _GATHER = (Operator.GATHER, 1)
 
 
-class WeightSource(Protocol):
-    """A weight of the re-authored model, wherever its values come from."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[rows, columns], or [n] for norms and biases."""
-        ...
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) in any float dtype. Called from several threads."""
-        ...
-
-    def origin(self, row: int) -> str:
-        """Where the row came from, for errors: the file and its tensor."""
-        ...
-
-
 @dataclass
 class LinkedWeight:
-    """A weight, its scheme, and the model's buffers that are to hold it. Block-wise scales have a buffer of their own."""
+    """A placed weight, and what stands for it in the model: its buffer, and its block scales' buffer or its scales per channel."""
 
-    name: str
-    scheme: Scheme
-    source: WeightSource
+    placed: PlacedWeight
     data: int
     scales: int | None = None
     quantization: flatbuffer.SharedQuantization | None = None
 
-    def source_size(self) -> int:
-        """How many numbers it has."""
-        return int(np.prod(self.source.shape))
+    @property
+    def scheme(self) -> Scheme:
+        return self.placed.scheme
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.placed.source.shape
 
 
 class Linker:
-    """Rewrites a stamped model in place. `weights` lists what it refers to, in order of first use, each once for all signatures."""
+    """Rewrites a stamped model in place. Each weight has one buffer for all signatures and uses.
 
-    def __init__(self, model: Any, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
+    `external` lists the buffers that lie outside the root, with their offsets in the layout.
+    """
+
+    def __init__(self, model: Any, layout: WeightLayout) -> None:
         self.model = model
-        self.weights: dict[str, LinkedWeight] = {}
-        self._sources = sources
-        self._recipe = recipe
-        self._rewrites: dict[str, Callable[[_GraphLinker, Any, str], None]] = {
+        self.external: list[tuple[int, int]] = []
+        self._layout = layout
+        self._weights: dict[str, LinkedWeight] = {}
+        rewrites: dict[str, Callable[[_GraphLinker, Any, str], None]] = {
             LINEAR: _GraphLinker.linear,
             EMBEDDING: _GraphLinker.embedding,
             PARAMETER: _GraphLinker.parameter,
@@ -81,31 +68,30 @@ class Linker:
             TAKE_ROWS: _GraphLinker.take_rows,
         }
         for graph in model.subgraphs:
-            _GraphLinker(self, graph).rewrite(self._rewrites)
+            _GraphLinker(self, graph).rewrite(rewrites)
         flatbuffer.drop_unused_codes(model)
 
     def weight(self, name: str) -> LinkedWeight:
-        if name not in self.weights:
-            if name not in self._sources:
+        if name not in self._weights:
+            if name not in self._layout.weights:
                 raise ExportError(f"the model has a weight {name} that no checkpoint tensor was planned for")
-            source, scheme = self._sources[name], self._recipe.scheme_for(name)
-            scheme.check(name, source.shape)
-            weight = LinkedWeight(name, scheme, source, self._external(scheme.nbytes(source.shape)))
-            scales = scheme.scales_shape(source.shape)
-            if scales is not None and scheme.block_size is not None:
-                weight.scales = self._external(2 * int(np.prod(scales)))
-            elif scales is not None:
+            placed = self._layout.weights[name]
+            weight = LinkedWeight(placed, self._external(placed.data_size, placed.data_offset))
+            if placed.scales_offset is not None:
+                weight.scales = self._external(placed.block_scales_size, placed.scales_offset)
+            elif placed.channel_scales is not None:
                 weight.quantization = flatbuffer.SharedQuantization()
-                weight.quantization.scale = np.ones(scales, np.float32)
-                weight.quantization.zeroPoint = np.zeros(scales, np.int64)
+                weight.quantization.scale = np.ones(placed.channel_scales, np.float32)
+                weight.quantization.zeroPoint = np.zeros(placed.channel_scales, np.int64)
                 weight.quantization.quantizedDimension = 0
-            self.weights[name] = weight
-        return self.weights[name]
+            self._weights[name] = weight
+        return self._weights[name]
 
-    def _external(self, size: int) -> int:
+    def _external(self, size: int, offset: int) -> int:
         index = flatbuffer.add_buffer(self.model)
         self.model.buffers[index].size = size
-        self.model.buffers[index].offset = 1  # set where the layout is known; zero would not be written
+        self.model.buffers[index].offset = 1  # set in the packed root; zero would not be written there
+        self.external.append((index, offset))
         return index
 
 
@@ -175,7 +161,7 @@ class _GraphLinker:
         if scheme.compute == "dynamic" or scheme.storage == "float32":
             return self._stored_tensor(name)
         if name not in self._floats:
-            self._floats[name] = self._new_tensor(f"{name}/float32", self.linker.weight(name).source.shape, schema.TensorType.FLOAT32)
+            self._floats[name] = self._new_tensor(f"{name}/float32", self.linker.weight(name).shape, schema.TensorType.FLOAT32)
             self._dequantize(self._stored_tensor(name), self._floats[name])
         return self._floats[name]
 
@@ -183,10 +169,10 @@ class _GraphLinker:
         if name in self._stored:
             return self._stored[name]
         weight = self.linker.weight(name)
-        index = self._new_tensor(name, weight.source.shape, _STORAGE[weight.scheme.storage], weight.data)
+        index = self._new_tensor(name, weight.shape, _STORAGE[weight.scheme.storage], weight.data)
         tensor = self.graph.tensors[index]
         if weight.scales is not None:
-            scales = weight.scheme.scales_shape(weight.source.shape)
+            scales = weight.scheme.scales_shape(weight.shape)
             assert scales is not None and weight.scheme.block_size is not None
             details = schema.BlockwiseQuantizationT()
             details.scales = self._new_tensor(f"{name}/scales", scales, schema.TensorType.FLOAT16, weight.scales)

@@ -98,7 +98,7 @@ class _Graph:
                 moved[index] = self._place(piece.subgraph.tensors[index], prefix)
             return moved[index]
 
-        for op in piece.subgraph.operators:
+        for op in piece.operators:
             clone = copy.copy(op)
             clone.inputs = np.array([move(i) for i in op.inputs], np.int32)
             clone.outputs = np.array([move(i) for i in op.outputs], np.int32)

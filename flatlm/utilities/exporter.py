@@ -7,7 +7,7 @@ affair (`prove`), since what runs an exported file lies above.
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,9 +16,14 @@ from typing import Any
 
 from flatlm import __version__
 from flatlm.convert.atomic_file import atomic_output
+from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
+from flatlm.convert.signatures import SignatureSpec, signature_specs
+from flatlm.convert.weights import WeightLayout, align
+from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError, OutputError
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.recipes import RECIPES, Recipe
+from flatlm.utilities.bundling import BundleFinisher
 from flatlm.utilities.checkpoint import Checkpoint
 from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.registry import build_config
@@ -26,6 +31,11 @@ from flatlm.utilities.registry import build_config
 DEFAULT_CACHE_LENGTH = 1024
 DEFAULT_PREFILL_LENGTHS = (16, 128)
 SUFFIXES = (".tflite", ".litertlm")
+
+CONCURRENT_FROM = 256 << 20
+"""Bytes of weights from which they are written while the graph is compiled. Below, the few kilobytes of slack would show."""
+ROOM_A_BLOCK = 48 << 10
+"""Bytes kept in the root for a block of a signature: a Llama block takes 20 kilobytes."""
 
 Prove = Callable[[Path], Mapping[str, Any]]
 """Runs the file at a path; returns what was measured, or raises VerificationFailed."""
@@ -45,7 +55,6 @@ class ExportRequest:
     prefill_logits: bool = False
     family: str | None = None
     ignored_config_keys: tuple[str, ...] = ()
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,9 @@ class ExportPlan:
     family: str
     weights: LoadPlan
     recipe: Recipe
+    layout: WeightLayout
     cache_length: int
     prefill_lengths: tuple[int, ...]
-    weight_bytes: int
     cache_bytes: int
 
 
@@ -85,63 +94,96 @@ def plan_export(checkpoint: Checkpoint, request: ExportRequest) -> ExportPlan:
     config, builder = build_config(request.checkpoint, family=request.family, ignored_keys=request.ignored_config_keys)
     weights = ModelLoader(checkpoint, builder.tensor_names).plan(config)
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
-    size = 0
-    for name, weight in weights.weights.items():
-        scheme = request.recipe.scheme_for(name)
-        scheme.check(name, weight.shape)
-        size += scheme.nbytes(weight.shape) + scheme.scales_nbytes(weight.shape)
+    layout = WeightLayout(weights.weights, request.recipe)
     cache = sum(8 * cache_length * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
-    return ExportPlan(config, builder.family, weights, request.recipe, cache_length, prefill_lengths, size, cache)
+    return ExportPlan(config, builder.family, weights, request.recipe, layout, cache_length, prefill_lengths, cache)
 
 
-def export(request: ExportRequest, *, prove: Prove | None = None, progress: Progress | None = None) -> ExportReport:
+def export(
+    request: ExportRequest, *, prove: Prove | None = None, progress: Progress | None = None, compiler: CompilerProcess | None = None
+) -> ExportReport:
     """Export a checkpoint to `request.output`, which appears only when the file is whole and `prove` has accepted it.
 
+    A `compiler` that was started earlier saves the time of its imports; it is used up.
     Raises a FlatlmError for bad input, VerificationFailed from `prove`; an older file at the output's path stays as it was then.
     """
     if request.output.suffix not in SUFFIXES:
         raise OutputError(f"{request.output}: the suffix says the format; use {' or '.join(SUFFIXES)}")
     clock = _Clock(progress)
     with ExitStack() as stack:
+        compiler = stack.enter_context(compiler or CompilerProcess())
         clock.start("plan")
         checkpoint = stack.enter_context(Checkpoint.open(request.checkpoint))
         plan = plan_export(checkpoint, request)
-        finish = _bundle_finisher(request, plan) if request.output.suffix == ".litertlm" else None
+        specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
+        compiler.submit(plan.config, plan.cache_length, specs)
+        finish = BundleFinisher(request.checkpoint, plan.cache_length) if request.output.suffix == ".litertlm" else None
         temporary = stack.enter_context(atomic_output(request.output))
         _require_space(request.output, plan)
-        clock.start("compile")
-        linked, signatures = _compile(plan, request)
-        clock.start("weights")
-        base = finish.model_offset if finish else 0
-        manifest = _manifest(request, plan, checkpoint, signatures)
         handle = os.open(temporary, os.O_RDWR)
         stack.callback(os.close, handle)
-        linked.write(handle, base=base, threads=request.threads, progress=progress)
-        linked.write_manifest(handle, manifest, base=base)
+        base = finish.model_offset if finish else 0
+        root, size = _write_model(plan, specs, compiler, handle, base, clock, progress)
+        manifest = _manifest(request, plan, checkpoint, specs)
+        root.set_manifest(manifest)
+        root.write(handle, base)
         if finish:
-            finish(temporary, linked.size, manifest)
+            finish(temporary, size, manifest)
         verification = None
         if prove is not None:
             clock.start("verify")
             verification = dict(prove(temporary))
             manifest |= {"verification": verification}
-            linked.write_manifest(handle, manifest, base=base)
+            root.set_manifest(manifest)
+            root.write(handle, base)
             if finish:
                 finish.replace_manifest(temporary, manifest)
         clock.start("finish")
         size = temporary.stat().st_size
-    seconds = clock.stop()
     return ExportReport(
         request.output,
         size,
         plan.recipe.name,
         plan.family,
         plan.weights.parameters(),
-        signatures,
+        tuple(spec.name for spec in specs),
         plan.cache_length,
-        seconds,
+        clock.stop(),
         verification,
     )
+
+
+def _write_model(
+    plan: ExportPlan,
+    specs: Sequence[SignatureSpec],
+    compiler: CompilerProcess,
+    handle: int,
+    base: int,
+    clock: "_Clock",
+    progress: Progress | None,
+) -> tuple[Root, int]:
+    """Weights and root in their places, `base` bytes into the file; returns the root and the model's size.
+
+    The weights of a large model are written while its graph is compiled, behind space that is kept for the root.
+    """
+    weights_at, scales = 0, None
+    if plan.layout.size >= CONCURRENT_FROM:
+        clock.start("weights")
+        weights_at = align(_space_for_root(plan, len(specs)))
+        scales = plan.layout.write(handle, base + weights_at, progress=progress)
+    clock.start("compile")
+    root = link(compiler.result(), plan.layout)
+    if scales is None or len(root) > weights_at:
+        clock.start("weights")
+        weights_at = align(len(root))
+        scales = plan.layout.write(handle, base + weights_at, progress=progress)
+    root.place(weights_at, scales)
+    return root, weights_at + plan.layout.size
+
+
+def _space_for_root(plan: ExportPlan, signatures: int) -> int:
+    """Bytes that hold the root: its scales, its manifest, and for each block of each signature about twice what a block takes."""
+    return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + (1 + signatures * len(plan.config.blocks)) * ROOM_A_BLOCK
 
 
 def _lengths(request: ExportRequest, max_positions: int) -> tuple[int, tuple[int, ...]]:
@@ -163,28 +205,13 @@ def _lengths(request: ExportRequest, max_positions: int) -> tuple[int, tuple[int
 def _require_space(output: Path, plan: ExportPlan) -> None:
     status = os.statvfs(output.parent)
     free = status.f_bavail * status.f_frsize
-    if free < plan.weight_bytes:
+    if free < plan.layout.size:
         raise OutputError(
-            f"{output} needs {plan.weight_bytes / 1e6:.1f} MB and {output.parent} has {free / 1e6:.1f} MB left: free some space"
+            f"{output} needs {plan.layout.size / 1e6:.1f} MB and {output.parent} has {free / 1e6:.1f} MB left: free some space"
         )
 
 
-def _compile(plan: ExportPlan, request: ExportRequest) -> tuple[Any, tuple[str, ...]]:
-    """The linked model (nothing written yet) and its signatures' names."""
-    from flatlm.convert.compile import compile_pieces
-    from flatlm.convert.decoder import decoder_pieces, decoder_plans, signature_specs
-    from flatlm.convert.link import link
-    from flatlm.convert.stamp import stamp
-    from flatlm.layers.model import build_on_meta
-
-    model = build_on_meta(plan.config, cache_length=plan.cache_length)
-    specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
-    skeleton = compile_pieces(decoder_pieces(model, specs))
-    stamped = stamp(skeleton, decoder_plans(model, specs))
-    return link(stamped, plan.weights.weights, plan.recipe), tuple(spec.name for spec in specs)
-
-
-def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: Checkpoint, signatures: tuple[str, ...]) -> dict[str, Any]:
+def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: Checkpoint, specs: Sequence[SignatureSpec]) -> dict[str, Any]:
     packages = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
     return {
         "flatlm": __version__,
@@ -192,19 +219,13 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: Checkpoint, 
         "recipe": request.recipe.to_dict(),
         "checkpoint": checkpoint.fingerprint(),
         "parameters": plan.weights.parameters(),
-        "signatures": list(signatures),
+        "signatures": [spec.name for spec in specs],
         "kv_cache_len": plan.cache_length,
         "vocab_size": plan.config.vocab_size,
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.ignored_config_keys),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-
-
-def _bundle_finisher(request: ExportRequest, plan: ExportPlan) -> Any:
-    from flatlm.utilities.bundling import BundleFinisher
-
-    return BundleFinisher(request.checkpoint, plan.cache_length)
 
 
 class _Clock:

@@ -139,8 +139,6 @@ class SentencePieceBackend:
         import sentencepiece
 
         try:
-            if not data:
-                raise RuntimeError("it is empty")
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
             self._bare = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
         except RuntimeError as error:

@@ -247,7 +247,9 @@ def test_zero_rows_and_blocks_are_fine(tmp_path: Path) -> None:
 
 
 def test_help_is_instant_and_loads_nothing() -> None:
-    code = "import sys, flatlm.cli; flatlm.cli.main(['--help']); print([m for m in ('torch', 'numpy', 'ai_edge_litert') if m in sys.modules])"
+    code = (
+        "import sys, flatlm.cli; flatlm.cli.main(['--help']); print([m for m in ('torch', 'numpy', 'ai_edge_litert') if m in sys.modules])"
+    )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip().endswith("[]")

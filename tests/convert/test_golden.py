@@ -1,11 +1,14 @@
-"""Golden files as reviewable text: a tiny export's signatures, operators and weights. `make golden` rewrites them; the diff is the review."""
+"""Golden files as reviewable text: a tiny export's signatures, operators and weights.
+
+`make golden` rewrites them; the diff is the review.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from flatlm.convert.decoder import signature_specs
+from flatlm.convert.signatures import signature_specs
 from flatlm.generative.inspect import inspect_file
 from tests.models import export_fast, random_decoder, tiny_config
 

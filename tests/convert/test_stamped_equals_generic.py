@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flatlm.convert.decoder import WholeDecoder, signature_specs
+from flatlm.convert.decoder import WholeDecoder
 from flatlm.convert.generic import Signatures as GenericSignatures
+from flatlm.convert.signatures import signature_specs
 from tests.models import Signatures, export_fast, largest_difference, random_decoder, random_inputs, tiny_config
 
 # Every number of layers with every kind of heads, with every kind of head, and every two kinds together.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatlm.convert.decoder import signature_specs
+from flatlm.convert.signatures import signature_specs
 from tests.models import Signatures, export_fast, random_decoder, random_inputs, tiny_config
 
 

@@ -32,7 +32,13 @@ LLAMA_BASE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 LLAMA_CASES = [
     Case("llama2", {"num_key_value_heads": 4}),
     Case("grouped_queries"),

@@ -60,7 +60,7 @@ def llama_recipe(name: str):
 
 def test_the_old_and_the_new_rope_keys_mean_the_same(tmp_path: Path) -> None:
     def config_with(**keys) -> object:
-        values = {key: value for key, value in LLAMA_BASE.items()} | {"architectures": ["LlamaForCausalLM"], **keys}
+        values = LLAMA_BASE | {"architectures": ["LlamaForCausalLM"], **keys}
         (tmp_path / "config.json").write_text(json.dumps(values))
         return build_config(tmp_path)[0]
 

@@ -53,7 +53,13 @@ def test_padding_behind_a_prefill_does_not_reach_later_tokens(filled: int, pad: 
         (LinearScaling(4.0), {"rope_type": "linear", "factor": 4.0}),
         (
             Llama3Scaling(32.0, 1.0, 4.0, 8192),
-            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+            {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
         ),
     ],
     ids=["default", "linear", "llama3"],

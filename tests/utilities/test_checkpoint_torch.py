@@ -311,6 +311,25 @@ def test_a_tensor_that_reaches_beyond_its_storage(tmp_path: Path) -> None:
     assert "is corrupt: tensor 'w' reaches beyond its 476 bytes of values; download it again" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(("field", "change"), [("header_offset", 5), ("header_offset", 10**6), ("file_size", 10**6)])
+def test_a_directory_of_the_zip_that_points_elsewhere(tmp_path: Path, field: str, change: int) -> None:
+    path = save(tmp_path, {"w": base})
+    with zipfile.ZipFile(path, "a") as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        setattr(info, field, getattr(info, field) + change)
+        archive.comment = b"so that the directory is written again"
+    assert re.search(r"its record '\w+/data/0' is not where it should be; download it again", refusal(tmp_path))
+
+
+def test_a_directory_of_the_zip_that_points_into_values(tmp_path: Path) -> None:
+    path = save(tmp_path, {"w": torch.zeros(10), "v": torch.zeros(1000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        first, second = (next(info for info in archive.infolist() if info.filename.endswith(f"/data/{i}")) for i in (0, 1))
+        first.header_offset = second.header_offset + 1000  # where a header of zeros would do, but for its magic number
+        archive.comment = b"so that the directory is written again"
+    assert "is not where it should be; download it again" in refusal(tmp_path)
+
+
 def test_a_storage_that_is_not_there(tmp_path: Path) -> None:
     rewrite(save(tmp_path, {"w": base}), **{"data/0": None})
     assert "is truncated or corrupt, or holds tensors of an unusual kind" in refusal(tmp_path)
@@ -389,6 +408,11 @@ def test_fingerprint_of_a_torch_file(tmp_path: Path) -> None:
             with Checkpoint.open(directory) as checkpoint:
                 prints.add(checkpoint.fingerprint())
     assert len(prints) == 8
+    for note in ("aa", "bb"):  # a file of the same size, with the same tensors
+        save(tmp_path, {"w": base, "note": note})
+        with Checkpoint.open(tmp_path) as checkpoint:
+            prints.add(checkpoint.fingerprint())
+    assert len(prints) == 10
 
 
 @given(st.data())

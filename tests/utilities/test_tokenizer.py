@@ -1,5 +1,6 @@
 """The tokenizer: ids as transformers gives them, text in pieces, settings from many files, and what is wrong with them."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ TEXTS = [
     "a </s> b <unk><s>",
     "<0x41> ▁x \ufffd \u0000",
     "<|im_start|>user\nhi<|im_end|>",
+    "as to",
 ]
 CORPUS = [
     "Once upon a time there was a little girl who liked to play outside.",
@@ -155,6 +157,7 @@ def agrees(directory: Path, texts: list[str] = TEXTS) -> Tokenizer:
         assert "".join(pieces(ours, ids)) == ours.decode(ids)
     assert ours.bos_id == theirs.bos_token_id
     assert theirs.eos_token_id is None or theirs.eos_token_id in ours.eos_ids
+    assert ours.kind == "sentencepiece" or ours.vocab_size == max(theirs.get_vocab().values()) + 1
     if ours.kind == "hf" and not ours.settings.split_special_tokens:
         again = Tokenizer.from_bytes("hf", ours.to_bytes())
         assert [again.encode(text) for text in texts] == [ours.encode(text) for text in texts]
@@ -228,7 +231,7 @@ def test_llama_tokenizer_of_bytes(tmp_path: Path, made: dict[str, str]) -> None:
         {"split_special_tokens": True, "eos_token": "<|end|>"},
         {
             "added_tokens_decoder": {
-                "401": {"content": "<|im_end|>", "special": False, "normalized": True},
+                "401": {"content": "<|im_end|>", "special": False, "normalized": True, "lstrip": True},
                 "400": {"content": "<|im_start|>", "special": True, "rstrip": True},
                 "402": {"content": "girl", "special": False, "single_word": True},
             },
@@ -245,6 +248,20 @@ def test_special_and_added_tokens(tmp_path: Path, made: dict[str, str], config: 
     assert tokenizer.decode([*special, *tokenizer.encode("dog")]) == "dog"
 
 
+def test_named_tokens_keep_the_flags_of_the_file(tmp_path: Path, made: dict[str, str]) -> None:
+    flagged = json.loads(made["bpe_with_bytes"])
+    flagged["added_tokens"][0] |= {"lstrip": True, "rstrip": True}
+    directory = directory_of(tmp_path, json.dumps(flagged), {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"})
+    assert agrees(directory, [*TEXTS, "x <|end|> y"]).decode(Tokenizer.load(directory).encode("x <|end|> y")) == "xy"
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_added_tokens_in_normalized_text(tmp_path: Path, made: dict[str, str], normalized: bool) -> None:
+    config = {**LLAMA_CONFIG, "added_tokens_decoder": {"300": {"content": "n a", "special": False, "normalized": normalized}}}
+    tokenizer = agrees(directory_of(tmp_path, made["llama_like"], config), [*TEXTS, "n a", "upon a time", "ti n▁a"])
+    assert (tokenizer.token_id("n a") in tokenizer.encode("ti n▁a")) == normalized
+
+
 def test_special_tokens_map_serves_where_added_tokens_are_not_listed(tmp_path: Path, made: dict[str, str]) -> None:
     extra = {"eos_token": {"content": "<|im_end|>", "lstrip": True}, "bos_token": "<|end|>"}
     files = {"special_tokens_map": extra, "added_tokens": {"<|im_end|>": 401, "<|im_start|>": 400}}
@@ -258,7 +275,7 @@ def test_special_tokens_map_serves_where_added_tokens_are_not_listed(tmp_path: P
 def test_truncation_and_padding_of_the_file_are_not_heeded(tmp_path: Path, made: dict[str, str]) -> None:
     limited = tokenizers.Tokenizer.from_str(made["llama_like"])
     limited.enable_truncation(3)
-    limited.enable_padding(length=50)
+    limited.enable_padding(length=50, pad_token="<unk>")
     tokenizer = agrees(directory_of(tmp_path, limited.to_str(), LLAMA_CONFIG))
     assert len(tokenizer.encode("Once upon")) == 9
 
@@ -313,23 +330,61 @@ def test_sentencepiece_with_added_tokens(shared: Path) -> None:
     data = (shared / "checkpoints" / "stories260K" / "tokenizer.model").read_bytes()
     added = TokenizerSettings(
         special_tokens={"eos_token": AddedToken("<|im_end|>")},
-        added_tokens=(AddedToken("<|im_start|>", 512), AddedToken("<|im_end|>", 513)),
+        added_tokens=(AddedToken("<|im", 510), AddedToken("<|im_start|>", 512), AddedToken("<|im_end|>", 513), AddedToken("<|im_", 514)),
         add_eos=True,
         eos_ids=(2,),
     )
     tokenizer = Tokenizer.from_bytes("sentencepiece", data, settings=added)
     assert tokenizer.encode("<|im_start|>Once<|im_end|>") == [512, 441, 416, 331, 513, 513]
-    assert (tokenizer.eos_ids, tokenizer.vocab_size) == ((2, 513), 514)
+    assert (tokenizer.eos_ids, tokenizer.vocab_size) == ((2, 513), 515)
     assert tokenizer.decode([512, 403, 513]) == "Once"
     whole = TokenizerSettings(**{**vars(added), "split_special_tokens": True})
     assert 512 not in Tokenizer.from_bytes("sentencepiece", data, settings=whole).encode("<|im_start|>Once")
 
 
-def test_sentencepiece_without_a_prefix(shared: Path) -> None:
+def test_sentencepiece_named_tokens(shared: Path) -> None:
     data = (shared / "checkpoints" / "stories260K" / "tokenizer.model").read_bytes()
-    tokenizer = Tokenizer.from_bytes("sentencepiece", data, settings=TokenizerSettings(prefix="never"))
-    assert tokenizer.encode("Once") == [441, 416, 331]
-    assert tokenizer.decode([441, 416, 331]) == "Once"
+    assert Tokenizer.from_bytes("sentencepiece", data, settings=TokenizerSettings(add_bos=True)).encode("Once") == [1, 403]
+    assert Tokenizer.from_bytes("sentencepiece", data, settings=TokenizerSettings(add_eos=True)).encode("Once") == [403, 2]
+    named = TokenizerSettings(
+        special_tokens={"bos_token": AddedToken("▁time"), "eos_token": AddedToken("nothing such")}, add_bos=True, add_eos=True
+    )
+    tokenizer = Tokenizer.from_bytes("sentencepiece", data, settings=named)
+    time = tokenizer.token_id("▁time")
+    assert time is not None and time > 2
+    assert tokenizer.encode("Once▁time") == [time, 403, time]
+    assert tokenizer.decode([403, time]) == "Once"
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (time, ())
+
+
+@pytest.fixture(scope="session")
+def exact_spaces() -> bytes:
+    """A SentencePiece model like Llama 2's, which leaves the spaces of a text as they are."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    options = {
+        "vocab_size": 320,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "remove_extra_whitespaces": False,
+        "normalization_rule_name": "identity",
+    }
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=model, minloglevel=2, **options)
+    return model.getvalue()
+
+
+def test_sentencepiece_spaces(exact_spaces: bytes) -> None:
+    plain = Tokenizer.from_bytes("sentencepiece", exact_spaces)
+    for text in ("a dog", "  a  dog ", "a\ndog", "\n", " ", ""):
+        assert plain.decode(plain.encode(text)) == text
+    assert plain.decode(plain.encode("a</s> a")) == "a a"
+    bare = Tokenizer.from_bytes("sentencepiece", exact_spaces, settings=TokenizerSettings(prefix="never"))
+    assert bare.encode("a") == plain.encode("a")[1:] or len(bare.encode("a")) == 1
+    assert bare.decode(plain.encode("a")) == " a"
+    always = Tokenizer.from_bytes("sentencepiece", exact_spaces, settings=TokenizerSettings(prefix="always"))
+    assert always.encode("a</s>a") == [*plain.encode("a"), 2, *plain.encode("a")]
+    assert plain.encode("a</s>a") == [*plain.encode("a"), 2, *bare.encode("a")]
 
 
 # ------------------------------------------------------------------------------------------------------------------------- streams

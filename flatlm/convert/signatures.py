@@ -1,0 +1,19 @@
+"""Which signatures a file has. Data only: the exporter asks for them without loading the compiler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SignatureSpec:
+    """A signature to export: `prefill_<T>` or `decode`, its number of tokens T, and whether it returns logits (of every position)."""
+
+    name: str
+    tokens: int
+    logits: bool
+
+
+def signature_specs(prefill_lengths: Sequence[int], *, prefill_logits: bool) -> list[SignatureSpec]:
+    """The field's names: `prefill_<T>` for each length, then `decode`."""
+    prefills = [SignatureSpec(f"prefill_{length}", length, prefill_logits) for length in sorted(set(prefill_lengths))]
+    return [*prefills, SignatureSpec("decode", 1, True)]

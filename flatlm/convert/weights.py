@@ -1,0 +1,153 @@
+"""The weights' part of the file: where each lies, and how it gets there. No graph is needed for either.
+
+Sizes follow from shapes and recipe before a byte is read, so this part can be written while the graph is still being compiled.
+Weights are read, encoded and written in chunks of rows: none is ever whole in memory.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from flatlm.errors import CheckpointError, RecipeError
+from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
+from flatlm.quantize.recipes import Recipe
+from flatlm.quantize.schemes import Scheme
+
+ALIGNMENT = 64
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+Progress = Callable[[str, int, int], None]
+"""Called as (what, numbers done, in all)."""
+
+
+class WeightSource(Protocol):
+    """A weight of the re-authored model, wherever its values come from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[rows, columns], or [n] for norms and biases."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) in any float dtype. Called from several threads."""
+        ...
+
+    def origin(self, row: int) -> str:
+        """Where the row came from, for errors: the file and its tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlacedWeight:
+    """A weight, its scheme, and its bytes' place: offsets from the beginning of the weights' part. Only block scales have a place there."""
+
+    name: str
+    scheme: Scheme
+    source: WeightSource
+    data_offset: int
+    scales_offset: int | None
+
+    @property
+    def data_size(self) -> int:
+        return self.scheme.nbytes(self.source.shape)
+
+    @property
+    def block_scales_size(self) -> int:
+        return 0 if self.scheme.block_size is None else self.scheme.scales_nbytes(self.source.shape)
+
+    @property
+    def channel_scales(self) -> tuple[int, ...] | None:
+        """The shape of its scales per channel, which are kept in the flatbuffer's root; None where it has none."""
+        return None if self.scheme.block_size is not None else self.scheme.scales_shape(self.source.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        shape = self.source.shape
+        return (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+
+
+class WeightLayout:
+    """Where every weight lies, in the order of `sources`. `size` is the part's length in bytes.
+
+    Raises RecipeError where a scheme does not fit a weight's shape.
+    """
+
+    def __init__(self, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
+        self.weights: dict[str, PlacedWeight] = {}
+        self.size = 0
+        for name, source in sources.items():
+            scheme = recipe.scheme_for(name)
+            scheme.check(name, source.shape)
+            data = self._take(scheme.nbytes(source.shape))
+            scales = None if scheme.block_size is None else self._take(scheme.scales_nbytes(source.shape))
+            self.weights[name] = PlacedWeight(name, scheme, source, data, scales)
+
+    def channel_scale_bytes(self) -> int:
+        """What the scales per channel take in the root: a float32 scale and an int64 zero point each."""
+        return sum(12 * weight.channel_scales[0] for weight in self.weights.values() if weight.channel_scales)
+
+    def write(self, handle: int, at: int, *, threads: int | None = None, progress: Progress | None = None) -> dict[str, Array]:
+        """Encode every weight to its place in the file, the part beginning at byte `at`; returns the scales per channel, by weight.
+
+        Raises CheckpointError for a weight that is not finite, OSError where the file cannot take it.
+        """
+        os.truncate(handle, at + self.size)
+        scales: dict[str, Array] = {}
+        done, total = 0, sum(int(np.prod(weight.source.shape)) for weight in self.weights.values())
+        for name, weight in self.weights.items():
+            if weight.channel_scales:
+                scales[name] = np.empty(weight.channel_scales, np.float32)
+            _write_weight(handle, at, weight, scales.get(name), threads)
+            done += int(np.prod(weight.source.shape))
+            if progress is not None:
+                progress("weights", done, total)
+        return scales
+
+    def _take(self, size: int) -> int:
+        offset = align(self.size)
+        self.size = offset + size
+        return offset
+
+
+def align(offset: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return offset + -offset % ALIGNMENT
+
+
+def write_all(handle: int, data: Any, offset: int) -> None:
+    """Write the whole of a buffer at a byte of the file."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Array | None, threads: int | None) -> None:
+    row_bytes = weight.data_size // weight.matrix[0]
+
+    def sink(start: int, stop: int, encoded: Encoded) -> None:
+        write_all(handle, encoded.data, at + weight.data_offset + start * row_bytes)
+        if encoded.scales is None:
+            return
+        if weight.scales_offset is None:
+            assert channel_scales is not None
+            channel_scales[start:stop] = encoded.scales
+        else:
+            write_all(handle, encoded.scales, at + weight.scales_offset + start * encoded.scales[0].nbytes)
+
+    def read(start: int, stop: int) -> Tensor:
+        if len(weight.source.shape) == 2:
+            return weight.source.rows(start, stop)
+        return weight.source.rows(0, weight.source.shape[0])[None, :]
+
+    try:
+        encode_stream(read, weight.matrix, weight.scheme, sink, threads=threads)
+    except NonFiniteWeightError as error:
+        where = weight.source.origin(error.row)
+        raise CheckpointError(f"{where} holds NaN or infinity (weight {weight.name}, row {error.row}): repair the checkpoint") from error
+    except RecipeError as error:
+        raise RecipeError(f"{weight.source.origin(0)} (weight {weight.name}): {error}") from error

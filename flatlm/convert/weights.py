@@ -93,8 +93,10 @@ class WeightLayout:
     def write(self, handle: int, at: int, *, threads: int | None = None, progress: Progress | None = None) -> dict[str, Array]:
         """Encode every weight to its place in the file, the part beginning at byte `at`; returns the scales per channel, by weight.
 
+        `threads`: by default two for each processor, at most eight, so that some read and write while others encode.
         Raises CheckpointError for a weight that is not finite, OSError where the file cannot take it.
         """
+        threads = threads or min(8, 2 * (os.cpu_count() or 1))
         os.truncate(handle, at + self.size)
         scales: dict[str, Array] = {}
         done, total = 0, sum(int(np.prod(weight.source.shape)) for weight in self.weights.values())

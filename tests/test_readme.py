@@ -20,6 +20,7 @@ NOT_COMPARED = ("flatlm generate", "flatlm benchmark")
 def shape(text: str) -> list[str]:
     """The text's lines with every number masked, and the white space that columns need."""
     masked = re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "#", text)
+    masked = re.sub(r"^# s \(.*\)$", "# s (stages)", masked, flags=re.MULTILINE)  # stages that took no time are left out
     return [re.sub(r"\s+", " ", line).strip() for line in masked.strip().splitlines()]
 
 

@@ -76,7 +76,8 @@ def main() -> None:
         encoding *= parameters / weight.numel()
         writing = timed(lambda: write(Path(work) / "zeros", size))
     floor = reading + encoding + writing
-    print(f"{args.checkpoint.name}: {parameters / 1e9:.2f} G parameters, {2 * parameters / 1e9:.1f} GB to {args.recipe}, {size / 1e9:.2f} GB\n")
+    read_bytes = f"{2 * parameters / 1e9:.1f} GB"
+    print(f"{args.checkpoint.name}: {parameters / 1e9:.2f} G parameters, {read_bytes} to {args.recipe}, {size / 1e9:.2f} GB\n")
     print("| what | s | rate |\n| --- | --- | --- |")
     print(f"| read the checkpoint once | {reading:.1f} | {2 * parameters / reading / 1e9:.2f} GB/s |")
     print(f"| quantize once, both cores | {encoding:.1f} | {parameters / encoding / 1e9:.2f} G parameters/s |")

@@ -37,7 +37,9 @@ def test_the_tour(tmp_path: Path) -> None:
             command, _, expected = block.removeprefix("$ ").partition("\n")
             arguments = shlex.split(command)
             assert arguments[0] == "flatlm"
-            done = subprocess.run([sys.executable, "-m", "flatlm.cli", *arguments[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "flatlm.cli", *arguments[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
             printed = done.stdout + done.stderr
             assert done.returncode == (2 if "nowhere" in command else 0), printed
             if not command.startswith(NOT_COMPARED):

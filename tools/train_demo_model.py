@@ -58,7 +58,7 @@ TOKENIZER = {
     "model_max_length": LLAMA["max_position_embeddings"],
     "clean_up_tokenization_spaces": False,
 }
-PROMPTS = ("Once upon a time", "One sunny morning, Lily")
+PROMPTS = ("Once upon a time", "Once there was a little fox")
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,7 @@ def report(directory: Path, plan: Plan, facts: dict[str, str]) -> str:
     """The text of TRAINING.md."""
     lines = ["# How this model was trained", "", "    python tools/train_demo_model.py", ""]
     lines += ["A Llama of little stories, from a seeded grammar (tools/story_grammar.py); made for demonstrations and tests.", ""]
+    lines += ["It writes correct sentences and whole plots, but it often loses a story's names and places.", ""]
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
     lines += ["Greedy:", "", quoted(sample(directory, PROMPTS[0], 0.0)), "", f"Temperature 0.8, seed {plan.seed}:", ""]
     lines += [quoted(sample(directory, PROMPTS[1], 0.8, plan.seed)), ""]
@@ -219,7 +220,7 @@ def run(plan: Plan, assets: Path) -> None:
         "seed": str(plan.seed),
         "training text": f"{len(train_texts):,} stories, {size:.1f} MB",
         "steps": f"{plan.steps:,} of {plan.batch} rows of {plan.row} tokens",
-        "time": f"{minutes:.1f} minutes on {torch.get_num_threads()} CPU threads",
+        "time": f"{minutes:.1f} minutes by the clock, {torch.get_num_threads()} CPU threads",
         "held-out perplexity (bf16 weights)": f"{perplexity(directory, held_out):.4f} per token, {len(held_out)} stories",
     }
     for name, value in facts.items():

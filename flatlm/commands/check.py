@@ -6,6 +6,7 @@ from typing import Any
 
 from flatlm.commands import base
 from flatlm.commands.export import add_model_arguments, request_of
+from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
 from flatlm.utilities.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         "prefill": list(plan.prefill_lengths),
         "cache_bytes": plan.cache_bytes,
         "file_bytes": sizes,
+        "run_bytes_at_least": {name: size + plan.cache_bytes for name, size in sizes.items() if isinstance(size, int)},
     }
     if args.json:
         base.print_json(facts)
@@ -49,19 +51,17 @@ def run(args: argparse.Namespace) -> int:
         + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
     )
     print(f"KV cache of {plan.cache_length} slots: {base.megabytes(plan.cache_bytes)}\n")
-    rows = [[name, base.megabytes(size) if isinstance(size, int) else size] for name, size in sizes.items()]
-    print(base.table(["recipe", "weights in the file"], rows))
+    rows = [
+        [name, base.megabytes(size), base.megabytes(size + plan.cache_bytes)] if isinstance(size, int) else [name, size, ""]
+        for name, size in sizes.items()
+    ]
+    print(base.table(["recipe", "weights in the file", "memory to run, at least"], rows))
     return 0
 
 
 def _size(plan: ExportPlan, recipe: str) -> int | str:
     """Bytes of the weights by a recipe, or why it does not apply."""
-    total = 0
     try:
-        for name, weight in plan.weights.weights.items():
-            scheme = RECIPES[recipe].scheme_for(name)
-            scheme.check(name, weight.shape)
-            total += scheme.nbytes(weight.shape) + scheme.scales_nbytes(weight.shape)
+        return WeightLayout(plan.weights.weights, RECIPES[recipe]).size
     except RecipeError as error:
         return f"does not apply: {error}"
-    return total

@@ -66,10 +66,10 @@ def test_a_file_that_is_too_far_off_fails(checkpoint: Path, bundle: Path, tmp_pa
 
 
 def test_an_export_that_fails_verification_leaves_the_old_file(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    from flatlm.layers import rope
+    from flatlm.utilities.loader import PlannedWeight
 
-    right = rope.inverse_frequencies
-    monkeypatch.setattr(rope, "inverse_frequencies", lambda config: right(config) * 1.05)
+    right = PlannedWeight.rows
+    monkeypatch.setattr(PlannedWeight, "rows", lambda self, start, stop: right(self, start, stop) * 1.01)
     output = tmp_path / "model.tflite"
     output.write_bytes(b"the old file")
     options = ["--recipe", "none", "--prefill", "4", "--kv-cache-len", "48"]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "flatlm" / "assets" / "demo_model"
 HELD_OUT = ROOT / "flatlm" / "assets" / "demo_text" / "held_out.json"
-PERPLEXITY_BOUND = 1.60
+PERPLEXITY_BOUND = 1.35  # ten stories measure 1.3377
 
 
 def load(name: str):
@@ -84,6 +84,7 @@ def test_held_out_stories_are_the_seeds_and_not_trained_on(tool, held_out):
 
 def test_importing_the_tool_does_nothing(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_demo_model.py", "--no-such-option"])
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # as for a script there
     before = {path: path.stat().st_mtime_ns for path in MODEL.parent.rglob("*")}
     load("train_demo_model")
     assert capsys.readouterr() == ("", "")

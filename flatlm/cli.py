@@ -1,6 +1,6 @@
 """`flatlm VERB ...`: finds the verb, imports only that, and turns errors into one clear line and an exit status.
 
-0: done. 1: a check failed (an exported file is further from its reference than its recipe allows). 2: bad input.
+0: done. 1: a check failed (an exported file is further from its reference than its recipe allows). 2: bad input. 3: a fault in FlatLM.
 """
 
 import atexit

@@ -11,18 +11,29 @@ from flatlm.convert.decoder import stamp_decoder
 from flatlm.convert.link import link_and_write
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.weights import WeightLayout
-from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, RopeConfig
+from flatlm.layers.config import Activation, AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, NormKind, RopeConfig
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import Recipe, get_recipe
 
 
 def tiny_config(
-    *, layers: int = 2, heads: int = 4, kv_heads: int = 2, tied: bool = False, bias: bool = False, vocab: int = 96, dim: int = 32
+    *,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    tied: bool = False,
+    bias: bool = False,
+    plain: bool = False,
+    vocab: int = 96,
+    dim: int = 32,
 ) -> ModelConfig:
+    """`plain`: layer norms and feed-forwards without a gate in every second block, so that there are two kinds of block."""
     attention = AttentionConfig(heads, kv_heads, 8, RopeConfig(8), qkv_bias=bias, output_bias=bias)
     block = BlockConfig(attention, FeedForwardConfig(64, bias=bias), NormConfig(eps=1e-5), NormConfig(eps=1e-6))
-    return ModelConfig(vocab, dim, (block,) * layers, max_positions=64, tied_head=tied)
+    norm = NormConfig(NormKind.LAYER, eps=1e-5, bias=True)
+    other = BlockConfig(attention, FeedForwardConfig(48, Activation.GELU_TANH, gated=False, bias=True), norm, norm) if plain else block
+    return ModelConfig(vocab, dim, (block, other) * (layers // 2) + (block,) * (layers % 2), max_positions=64, tied_head=tied)
 
 
 def random_decoder(config: ModelConfig, *, cache_length: int = 32, seed: int = 0) -> Decoder:

@@ -35,17 +35,30 @@ def run_verb(verb: str, summary: str, arguments: list[str]) -> int:
     try:
         status: int = module.run(args)
         return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (FlatlmError, VerificationFailed) as error:
         if args.debug:
             raise
         print(f"flatlm {verb}: {error}", file=sys.stderr)
         return 1 if isinstance(error, VerificationFailed) else 2
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"flatlm {verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"flatlm {verb}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Exception as error:
+        if args.debug:
+            raise
+        cause = str(error).strip().splitlines() or [""]
+        print(
+            f"flatlm {verb}: a fault in FlatLM, {type(error).__name__}: {cause[-1]}; --debug shows where. Please report it", file=sys.stderr
+        )
+        return 3
 
 
 def print_json(value: dict[str, Any]) -> None:

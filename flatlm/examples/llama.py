@@ -68,6 +68,8 @@ class LlamaConfigBuilder(ConfigBuilder):
         head_dim = hf_config.positive_int("head_dim", dim // heads)
         if head_dim % 2:
             raise hf_config.wrong("head_dim", "must be even: rotary embedding turns pairs")
+        if hf_config.boolean("rope_interleaved", False):
+            raise hf_config.wrong("rope_interleaved", "is not supported; false is: rotary embedding of halves")
         bias, max_positions = hf_config.boolean("attention_bias", False), hf_config.positive_int("max_position_embeddings", 2048)
         attention = AttentionConfig(heads, kv_heads, head_dim, read_rope(hf_config, head_dim), qkv_bias=bias, output_bias=bias)
         feed_forward = FeedForwardConfig(

@@ -61,6 +61,7 @@ def verify(
         raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
     with Runner.open(file) as runner:
         reference = open_reference(checkpoint, length=runner.cache_length, against=against)
+        _require_the_same_vocabulary(runner, reference, checkpoint)
         starts = _prompt_ids(checkpoint, prompts, runner)
         tally = _Tally()
         generator, round_number = np.random.default_rng(SEED), 0
@@ -166,6 +167,14 @@ def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) 
             return equal, count
         expected = reference.feed([token])[-1]
     return count, count
+
+
+def _require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint: Path) -> None:
+    size = reference.feed([0]).shape[-1]
+    if size != runner.vocab_size:
+        raise RuntimeFileError(
+            f"{runner.file.path} has a vocabulary of {runner.vocab_size}, {checkpoint} one of {size}: give the checkpoint it came from"
+        )
 
 
 def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> list[list[int]]:

@@ -12,9 +12,9 @@ INERT_KEYS = frozenset(
     _name_or_path architectures attention_dropout attn_dropout auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
     hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty
-    max_length max_window_layers min_length model_type no_repeat_ngram_size num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads quantization_config_note
-    remove_invalid_values rep_pen repetition_penalty resid_pdrop return_dict return_dict_in_generate rope_interleaved sep_token_id
+    max_length min_length model_type no_repeat_ngram_size num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id
     suppress_tokens task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
     transformers_version typical_p unsloth_fixed unsloth_version use_cache
     """.split()  # noqa: SIM905 - a table that reads better as words

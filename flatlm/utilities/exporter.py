@@ -4,6 +4,7 @@ Everything that can be wrong with the input is found before the converter is eve
 affair (`prove`), since what runs an exported file lies above.
 """
 
+import json
 import os
 import platform
 import time
@@ -140,6 +141,8 @@ def export(
                 finish.replace_manifest(temporary, manifest)
         clock.start("finish")
         size = temporary.stat().st_size
+    with atomic_output(manifest_path(request.output)) as beside:
+        beside.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return ExportReport(
         request.output,
         size,
@@ -151,6 +154,11 @@ def export(
         clock.stop(),
         verification,
     )
+
+
+def manifest_path(output: Path) -> Path:
+    """Where an output's manifest lies beside it; the same text is in the file's own metadata."""
+    return output.with_name(f"{output.name}.manifest.json")
 
 
 def _write_model(
@@ -245,6 +253,6 @@ class _Clock:
     def stop(self) -> dict[str, float]:
         if self._current is not None:
             stage, since = self._current
-            self._seconds[stage] = time.perf_counter() - since
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - since
             self._current = None
         return self._seconds

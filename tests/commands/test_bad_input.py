@@ -106,6 +106,8 @@ CASES = {
     "unknown rope scaling": (edit_config(rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}), "rope_type"),
     "heads that do not divide": (edit_config(num_key_value_heads=3), "num_key_value_heads"),
     "odd head width": (edit_config(head_dim=15), "head_dim"),
+    "interleaved rope": (edit_config(rope_interleaved=True), "rope_interleaved"),
+    "quantized already": (edit_config(quantization_config={"quant_method": "gptq"}), "quantization_config"),
     "negative size": (edit_config(hidden_size=-64), "hidden_size"),
     "size is text": (edit_config(hidden_size="64"), "hidden_size"),
 }

@@ -65,6 +65,13 @@ def test_a_file_that_is_too_far_off_fails(checkpoint: Path, bundle: Path, tmp_pa
     assert report["max_abs_error"] > 1e-4
 
 
+def test_another_models_checkpoint_is_refused(bundle: Path, tmp_path: Path, capsys) -> None:
+    make_llama(Case("other", {"vocab_size": 96}), tmp_path)
+    assert main(["verify", str(bundle), str(tmp_path), "--tokens", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "a vocabulary of 128" in error and "one of 96" in error
+
+
 def test_an_export_that_fails_verification_leaves_the_old_file(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     from flatlm.utilities.loader import PlannedWeight
 

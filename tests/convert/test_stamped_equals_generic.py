@@ -19,7 +19,7 @@ PREFILLS = (3, 8)
 @pytest.mark.slow
 @pytest.mark.parametrize(("layers", "kv_heads", "tied"), GRID)
 def test_stamped_file_equals_the_generic_paths_file(layers: int, kv_heads: int, tied: bool, tmp_path) -> None:
-    model = random_decoder(tiny_config(layers=layers, kv_heads=kv_heads, tied=tied, bias=layers == 2), seed=layers)
+    model = random_decoder(tiny_config(layers=layers, kv_heads=kv_heads, tied=tied, bias=layers == 2, plain=layers == 3), seed=layers)
     specs = signature_specs(PREFILLS, prefill_logits=layers % 2 == 0)
     stamped = Signatures(export_fast(model, specs, tmp_path / "stamped.tflite"))
     builder = GenericSignatures()

@@ -1,6 +1,7 @@
 """Trained models, exported and run: the demo model always, stories260K where ../shared is there. Text, logits, recipes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from flatlm.generative.generate import generate
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import kl_divergence
 from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.tokenizer import Tokenizer
+from tests.litert_lm_judge import litert_lm_command, run_litert_lm
 
 ASSETS = Path(__file__).parents[2] / "flatlm" / "assets"
 PROMPT = "Once upon a time"
@@ -70,3 +73,27 @@ def test_int8_keeps_the_distribution_over_stories(trained, tmp_path: Path) -> No
     print(f"{checkpoint.name}: mean KL {kl / count:.5f}, top-1 agreement {agreed / count:.4f} over {count} tokens")
     assert kl / count <= 0.002
     assert agreed / count >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["none", "dynamic_int8", "dynamic_int4_block32"])
+def test_the_demo_bundle_tells_its_story_in_litert_lm(recipe: str, tmp_path: Path) -> None:
+    """LiteRT-LM 0.18.1 is the outside judge: the same file, the same greedy text as ours. (The demo model's own default is to sample.)"""
+    greedy = shutil.copytree(ASSETS / "demo_model", tmp_path / "greedy")
+    (greedy / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2, "do_sample": false}')
+    bundle = exported(greedy, tmp_path / "model.litertlm", recipe)
+    tokenizer = bundled_tokenizer(bundle)
+    with Runner.open(bundle) as runner:
+        ours = generate(runner, tokenizer, tokenizer.encode(PROMPT), max_new_tokens=100).text.strip()
+    theirs = run_litert_lm(litert_lm_command(), bundle, PROMPT).strip()
+    if recipe == "none":
+        assert theirs.startswith(ours[:300])
+    else:  # near-ties may fall differently in another build of the kernels
+        assert len(theirs) > 300 and theirs[:20] == ours[:20]
+
+
+@pytest.mark.slow
+def test_padded_widths_run_in_litert_lm(shared: Path, tmp_path: Path) -> None:
+    """llama_i192 has blocks of zeros, whose scales must not underflow."""
+    bundle = exported(shared / "checkpoints" / "llama_i192", tmp_path / "model.litertlm", "dynamic_int4_block32")
+    assert len(run_litert_lm(litert_lm_command(), bundle, PROMPT).strip()) > 100

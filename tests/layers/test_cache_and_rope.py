@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from flatlm.layers import ops
-from flatlm.layers.config import LinearScaling, Llama3Scaling, NormConfig, NormKind, RopeConfig
+from flatlm.layers.config import Activation, FeedForwardConfig, LinearScaling, Llama3Scaling, NormConfig, NormKind, RopeConfig
+from flatlm.layers.feed_forward import FeedForward
 from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
 from flatlm.layers.mask import causal_mask
 from flatlm.layers.norm import Norm
@@ -112,6 +113,31 @@ def test_cache_slots_start_at_the_first_position() -> None:
     cache = KVCache(torch.zeros(1, 2, 8, 4), torch.zeros(1, 2, 4, 8)).update(torch.ones(1, 3, 2, 4), 2 * torch.ones(1, 3, 2, 4), slots)
     assert cache.k[0, 1, :, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert cache.v[0, 1, 3, :].tolist() == [0, 0, 0, 0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        (Activation.SILU, torch.nn.functional.silu),
+        (Activation.GELU, torch.nn.functional.gelu),
+        (Activation.GELU_TANH, lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        (Activation.RELU, torch.relu),
+    ],
+)
+@torch.inference_mode()
+def test_feed_forwards_gated_and_plain(activation, function) -> None:
+    x = torch.randn(2, 3, 8)
+    for gated in (True, False):
+        layer = FeedForward(8, FeedForwardConfig(12, activation, gated=gated, bias=True))
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+        if gated:
+            gate, up = torch.nn.functional.linear(x, layer.gate_up.weight, layer.gate_up.bias).split(12, -1)
+            hidden = function(gate) * up
+        else:
+            hidden = function(torch.nn.functional.linear(x, layer.up.weight, layer.up.bias))
+        expected = torch.nn.functional.linear(hidden, layer.down.weight, layer.down.bias)
+        assert float((layer(x) - expected).abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from flatlm.errors import RuntimeFileError, TokenizerError
+from flatlm.generative.inspect import read_manifest
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
-from flatlm.quantize.recipes import Bound
+from flatlm.quantize.recipes import Bound, Recipe
 from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 256
@@ -202,8 +203,5 @@ def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> lis
 
 def _bound(file: Path) -> Bound:
     """What the file's own recipe promises; nothing, where its manifest does not say."""
-    from flatlm.generative.inspect import read_manifest
-    from flatlm.quantize.recipes import Recipe
-
     recipe: Mapping[str, Any] | None = read_manifest(file).get("recipe")
     return Bound() if recipe is None else Recipe.from_dict(recipe).bound

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatlm.generative.runner import Runner
 from tests.generative.toy_model import EOS, Letters, Toy, V, export_toy
 
 
@@ -42,3 +43,14 @@ def random_ids() -> Callable[[int], list[int]]:
         return np.random.default_rng(seed).integers(EOS + 1, V, count).tolist()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_file):
+    return Runner.open(tiny_file)
+
+
+@pytest.fixture
+def runner(opened):
+    opened.reset()
+    return opened

@@ -3,20 +3,8 @@ import pytest
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.generate import Piece, generate, stream
-from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
 from tests.generative.toy_model import EOS, S, V
-
-
-@pytest.fixture(scope="module")
-def opened(tiny_file):
-    return Runner.open(tiny_file)
-
-
-@pytest.fixture
-def runner(opened):
-    opened.reset()
-    return opened
 
 
 def greedy(toy, prompt, count):

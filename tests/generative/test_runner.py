@@ -18,17 +18,6 @@ relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_file):
-    return Runner.open(tiny_file)
-
-
-@pytest.fixture
-def runner(opened):
-    opened.reset()
-    return opened
-
-
-@pytest.fixture(scope="module")
 def scorer(scoring_file):
     return Runner.open(scoring_file)
 

@@ -9,7 +9,7 @@ from flatlm.commands.export import add_model_arguments, request_of
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import ExportPlan, plan_export
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with Checkpoint.open(args.checkpoint) as checkpoint:
+    with open_checkpoint(args.checkpoint) as checkpoint:
         request = request_of(args, args.checkpoint / "model.tflite")
         plan = plan_export(checkpoint, request)
         sizes = {name: _size(plan, name) for name in RECIPES}

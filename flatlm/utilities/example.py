@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder, build_on_meta
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.registry import build_config
 
@@ -19,7 +19,7 @@ def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024) ->
     directory = Path(checkpoint_path)
     config, builder = build_config(directory)
     model = build_on_meta(config, cache_length=min(kv_cache_max_len, config.max_positions))
-    with Checkpoint.open(directory) as checkpoint:
+    with open_checkpoint(directory) as checkpoint:
         ModelLoader(checkpoint, builder.tensor_names).load(model)
     return model
 

@@ -25,7 +25,8 @@ from flatlm.errors import ExportError, OutputError
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.registry import build_config
 
@@ -87,7 +88,7 @@ class ExportReport:
     verification: Mapping[str, Any] | None
 
 
-def plan_export(checkpoint: Checkpoint, request: ExportRequest) -> ExportPlan:
+def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     """Read the configuration, plan the weights, check lengths and recipe; reads no weights.
 
     Raises ConfigError, CheckpointError, RecipeError or ExportError, whichever says first what is wrong.
@@ -114,7 +115,7 @@ def export(
     with ExitStack() as stack:
         compiler = stack.enter_context(compiler or CompilerProcess())
         clock.start("plan")
-        checkpoint = stack.enter_context(Checkpoint.open(request.checkpoint))
+        checkpoint = stack.enter_context(open_checkpoint(request.checkpoint))
         plan = plan_export(checkpoint, request)
         specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
         compiler.submit(plan.config, plan.cache_length, specs)
@@ -219,7 +220,7 @@ def _require_space(output: Path, plan: ExportPlan) -> None:
         )
 
 
-def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: Checkpoint, specs: Sequence[SignatureSpec]) -> dict[str, Any]:
+def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore, specs: Sequence[SignatureSpec]) -> dict[str, Any]:
     packages = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
     return {
         "flatlm": __version__,

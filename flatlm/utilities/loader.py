@@ -11,7 +11,8 @@ from torch import Tensor
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig
 from flatlm.layers.model import Decoder
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.store import TensorStore
 
 MAX_PROBLEMS_LISTED = 12
 
@@ -51,7 +52,7 @@ class Slot:
 class PlannedWeight:
     """A parameter, readable by rows straight from the checkpoint's files. What the exporter calls a weight source."""
 
-    def __init__(self, slot: Slot, checkpoint: Checkpoint) -> None:
+    def __init__(self, slot: Slot, checkpoint: TensorStore) -> None:
         self.slot = slot
         self._checkpoint = checkpoint
 
@@ -96,8 +97,8 @@ class ModelLoader:
     `ModelLoader(directory, TENSOR_NAMES).load(model)` fills an eager model; `plan(config)` is what an export reads by.
     """
 
-    def __init__(self, checkpoint: Checkpoint | str | Path, names: TensorNames) -> None:
-        self.checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(Path(checkpoint))
+    def __init__(self, checkpoint: TensorStore | str | Path, names: TensorNames) -> None:
+        self.checkpoint = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         self.names = names
 
     def plan(self, config: ModelConfig) -> LoadPlan:

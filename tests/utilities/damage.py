@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.directory import Checkpoint
 
 
 def damage_and_read(path: Path, data: st.DataObject, *, most: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint import Checkpoint, TensorRecord
+from flatlm.utilities.checkpoints.directory import Checkpoint, TensorRecord
 
 
 def refusal(directory: Path) -> str:
@@ -246,7 +246,7 @@ def test_bad_index(tmp_path: Path, text: str, complaint: str) -> None:
 
 
 def test_a_huge_index_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatlm.utilities.checkpoint.MAX_INDEX", 20)
+    monkeypatch.setattr("flatlm.utilities.checkpoints.directory.MAX_INDEX", 20)
     write_index(tmp_path, {"a": "b"})
     assert "is larger than 20 bytes" in refusal(tmp_path)
 
@@ -366,7 +366,7 @@ def test_threads_read_at_once(tmp_path: Path) -> None:
 
 MEMORY = """
 import sys, torch
-from flatlm.utilities.checkpoint import Checkpoint
+from flatlm.utilities.checkpoints.directory import Checkpoint
 def resident(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 with Checkpoint.open(sys.argv[1]) as checkpoint:
     buffer = torch.zeros(256, 1024)

@@ -19,8 +19,8 @@ from types import MappingProxyType, TracebackType
 import torch
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities import checkpoint_safetensors, checkpoint_torch
-from flatlm.utilities.checkpoint_files import Entry, TensorRecord, WeightsFile
+from flatlm.utilities.checkpoints import safetensors_file, torch_file
+from flatlm.utilities.checkpoints.files import Entry, TensorRecord, WeightsFile
 
 __all__ = ["Checkpoint", "TensorRecord"]
 
@@ -62,7 +62,7 @@ class Checkpoint:
             headers, entries = [], dict[str, Entry]()
             for path in paths:
                 opened.append(WeightsFile(path))
-                kind = checkpoint_safetensors if path.suffix == ".safetensors" else checkpoint_torch
+                kind = safetensors_file if path.suffix == ".safetensors" else torch_file
                 header, found = kind.read_header(opened[-1])
                 headers.append(header)
                 for entry in found:

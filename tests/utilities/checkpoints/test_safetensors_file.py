@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint import Checkpoint
-from flatlm.utilities.checkpoint_safetensors import FORMATS
+from flatlm.utilities.checkpoints.directory import Checkpoint
+from flatlm.utilities.checkpoints.safetensors_file import FORMATS
 from tests.utilities.damage import damage_and_read
 
 READABLE = [form.dtype for form in FORMATS.values() if form.supported]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint_files import Contiguous, Entry, Source, Strided, TensorRecord, WeightsFile
+from flatlm.utilities.checkpoints.files import Contiguous, Entry, Source, Strided, TensorRecord, WeightsFile
 
 MAX_STRUCTURE = 256 * 2**20
 """Bytes of `data.pkl`; that of a large model takes under 1 MiB."""

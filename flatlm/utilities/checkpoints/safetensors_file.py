@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint_files import Contiguous, Entry, TensorRecord, WeightsFile
+from flatlm.utilities.checkpoints.files import Contiguous, Entry, TensorRecord, WeightsFile
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""

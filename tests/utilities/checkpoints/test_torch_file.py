@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatlm.errors import CheckpointError
-from flatlm.utilities.checkpoint import Checkpoint
-from flatlm.utilities.checkpoint_files import Contiguous, Strided
+from flatlm.utilities.checkpoints.directory import Checkpoint
+from flatlm.utilities.checkpoints.files import Contiguous, Strided
 from tests.utilities.damage import damage_and_read
 
 NAME = "pytorch_model.bin"
@@ -301,7 +301,7 @@ def test_a_record_twice(tmp_path: Path) -> None:
 
 def test_a_huge_structure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, {"w": base})
-    monkeypatch.setattr("flatlm.utilities.checkpoint_torch.MAX_STRUCTURE", 50)
+    monkeypatch.setattr("flatlm.utilities.checkpoints.torch_file.MAX_STRUCTURE", 50)
     assert "data.pkl' has " in refusal(tmp_path)
     assert "bytes, more than 50" in refusal(tmp_path)
 

@@ -3,9 +3,19 @@
 from pathlib import Path
 
 from flatlm.utilities.checkpoints.directory import Checkpoint
+from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.store import TensorStore
 
 
-def open_checkpoint(path: str | Path) -> TensorStore:
-    """The store for a checkpoint's path. Raises CheckpointError."""
-    return Checkpoint.open(path)
+def open_checkpoint(path: str | Path, *, lora: Path | None = None) -> TensorStore:
+    """The store for a checkpoint's path, with the adapter of the directory `lora` merged into it. Raises CheckpointError."""
+    store: TensorStore = Checkpoint.open(path)
+    return store if lora is None else _with_adapter(store, lora)
+
+
+def _with_adapter(base: TensorStore, lora: Path) -> TensorStore:
+    try:
+        return LoraStore(base, lora)
+    except BaseException:
+        base.close()
+        raise

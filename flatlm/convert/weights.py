@@ -5,14 +5,16 @@ Weights are read, encoded and written in chunks of rows: none is ever whole in m
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from flatlm.errors import CheckpointError, RecipeError
+from flatlm.quantize.carried import CarrySummary, IntegerRows, StoredIntegers, fit
 from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
 from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
@@ -41,15 +43,32 @@ class WeightSource(Protocol):
         ...
 
 
+@runtime_checkable
+class IntegerSource(WeightSource, Protocol):
+    """A weight source that may hold integers already, as a quantized checkpoint does. They are kept where the scheme can hold them."""
+
+    def stored_integers(self) -> StoredIntegers | None:
+        """What is stored; None for a weight of floats."""
+        ...
+
+    def integer_rows(self, start: int, stop: int) -> IntegerRows:
+        """Rows [start, stop) as they are stored. Called from several threads, and only where `stored_integers` has no obstacle."""
+        ...
+
+
 @dataclass(frozen=True)
 class PlacedWeight:
-    """A weight, its scheme, and its bytes' place: offsets from the beginning of the weights' part. Only block scales have a place there."""
+    """A weight, its scheme, and its bytes' place: offsets from the beginning of the weights' part. Only block scales have a place there.
+
+    `carried`: its source is an IntegerSource, whose integers the scheme holds.
+    """
 
     name: str
     scheme: Scheme
     source: WeightSource
     data_offset: int
     scales_offset: int | None
+    carried: bool = False
 
     @property
     def data_size(self) -> int:
@@ -71,7 +90,7 @@ class PlacedWeight:
 
 
 class WeightLayout:
-    """Where every weight lies, in the order of `sources`. `size` is the part's length in bytes.
+    """Where every weight lies, in the order of `sources`. `size` is the part's length in bytes, `carry` what becomes of stored integers.
 
     Raises RecipeError where a scheme does not fit a weight's shape.
     """
@@ -79,12 +98,15 @@ class WeightLayout:
     def __init__(self, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
         self.weights: dict[str, PlacedWeight] = {}
         self.size = 0
+        self.carry = CarrySummary()
         for name, source in sources.items():
             scheme = recipe.scheme_for(name)
             scheme.check(name, source.shape)
             data = self._take(scheme.nbytes(source.shape))
             scales = None if scheme.block_size is None else self._take(scheme.scales_nbytes(source.shape))
-            self.weights[name] = PlacedWeight(name, scheme, source, data, scales)
+            stored = source.stored_integers() if isinstance(source, IntegerSource) else None
+            carried = stored is not None and self.carry.add(stored, scheme)
+            self.weights[name] = PlacedWeight(name, scheme, source, data, scales, carried)
 
     def channel_scale_bytes(self) -> int:
         """What the scales per channel take in the root: a float32 scale and an int64 zero point each."""
@@ -99,11 +121,12 @@ class WeightLayout:
         threads = threads or min(8, 2 * (os.cpu_count() or 1))
         os.truncate(handle, at + self.size)
         scales: dict[str, Array] = {}
+        self.carry.moved = 0
         done, total = 0, sum(int(np.prod(weight.source.shape)) for weight in self.weights.values())
         for name, weight in self.weights.items():
             if weight.channel_scales:
                 scales[name] = np.empty(weight.channel_scales, np.float32)
-            _write_weight(handle, at, weight, scales.get(name), threads)
+            self.carry.moved += _write_weight(handle, at, weight, scales.get(name), threads)
             done += int(np.prod(weight.source.shape))
             if progress is not None:
                 progress("weights", done, total)
@@ -128,8 +151,10 @@ def write_all(handle: int, data: Any, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Array | None, threads: int | None) -> None:
+def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Array | None, threads: int | None) -> int:
+    """Returns how many of a carried weight's integers had to move into the scheme's range."""
     row_bytes = weight.data_size // weight.matrix[0]
+    moved, counting = 0, threading.Lock()
 
     def sink(start: int, stop: int, encoded: Encoded) -> None:
         write_all(handle, encoded.data, at + weight.data_offset + start * row_bytes)
@@ -141,7 +166,13 @@ def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Ar
         else:
             write_all(handle, encoded.scales, at + weight.scales_offset + start * encoded.scales[0].nbytes)
 
-    def read(start: int, stop: int) -> Tensor:
+    def read(start: int, stop: int) -> Tensor | IntegerRows:
+        nonlocal moved
+        if weight.carried and isinstance(weight.source, IntegerSource):
+            rows, count = fit(weight.source.integer_rows(start, stop), weight.scheme)
+            with counting:
+                moved += count
+            return rows
         if len(weight.source.shape) == 2:
             return weight.source.rows(start, stop)
         return weight.source.rows(0, weight.source.shape[0])[None, :]
@@ -153,3 +184,4 @@ def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Ar
         raise CheckpointError(f"{where} holds NaN or infinity (weight {weight.name}, row {error.row}): repair the checkpoint") from error
     except RecipeError as error:
         raise RecipeError(f"{weight.source.origin(0)} (weight {weight.name}): {error}") from error
+    return moved

@@ -18,6 +18,7 @@ These are the integers of ai-edge-quantizer too, which quantizes what goes the g
   exactly zero and the error is still at most half a scale.
 - No clamp: rounding a float16 scale of at least 2**-20 takes off at most 1/32 + 1/256 of it, so |w / scale| < 7.3, and
   float32 adds some 2**-22: |integer| <= levels always.
+- A checkpoint's own integers are not encoded but stored, with their scales (carried.py).
 - A row's result depends on nothing but the row, so it does not matter in how many chunks a weight is read.
 
 Two int4 share a byte, the even column in the low nibble (the host must be little-endian, as the file is).
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 
 from flatlm.errors import CheckpointError, RecipeError
+from flatlm.quantize.carried import IntegerRows, block_scales
 from flatlm.quantize.schemes import Scheme
 
 # At most: larger falls out of the cache, smaller pays more for Python's calls (about 12 MiB of memory for each thread).
@@ -49,7 +51,7 @@ _STORED = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int
 _MOST_THREADS = 8  # each holds the interpreter's lock for about a tenth of its time
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Read = Callable[[int, int], torch.Tensor]
+Read = Callable[[int, int], torch.Tensor | IntegerRows]
 
 
 class NonFiniteWeightError(CheckpointError):
@@ -107,9 +109,10 @@ def decode(encoded: Encoded, scheme: Scheme, shape: Sequence[int]) -> torch.Tens
 def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, threads: int | None = None) -> None:
     """Encode a weight of that shape piece by piece, on some threads, without holding more of it than a chunk for each.
 
-    `read(start, stop)` gives those rows; `sink(start, stop, encoded)` takes them, in whatever order they get done. Both are
-    called on several threads at once, and the arrays in `encoded` are written over after `sink` returns. `threads` None is
-    as many as torch.get_num_threads() says, at most 8. The first error of `read`, `sink` or the encoding stops the rest and is raised.
+    `read(start, stop)` gives those rows, or the integers that a checkpoint holds for them, in the scheme's groups (carried.fit);
+    `sink(start, stop, encoded)` takes them, in whatever order they get done. Both are called on several threads at once, and
+    the arrays in `encoded` are written over after `sink` returns. `threads` None is as many as torch.get_num_threads() says,
+    at most 8. The first error of `read`, `sink` or the encoding stops the rest and is raised.
     """
     scheme.check("rows", shape)
     rows, tail = shape[0], tuple(shape[1:])
@@ -181,8 +184,11 @@ class _Chunk:
         else:
             self.integers = self.data.view(self.grouped)
 
-    def encode(self, rows: torch.Tensor, first_row: int) -> Encoded:
+    def encode(self, rows: torch.Tensor | IntegerRows, first_row: int) -> Encoded:
         """Encode rows of this chunk's shape, into arrays that the next call writes over; `first_row` is their place in the weight."""
+        if isinstance(rows, IntegerRows):
+            self._carry(rows)
+            return self.encoded
         if rows.dtype not in _READABLE:
             raise CheckpointError(f"weights of {rows.dtype} cannot be encoded; they must be float32, bfloat16, float16 or float64")
         if rows.shape != self.shape:
@@ -223,6 +229,14 @@ class _Chunk:
 
         torch.div(source, self.scale_column, out=quotient)
         self.integers.copy_(quotient.round_())
+        self._pack()
+
+    def _carry(self, rows: IntegerRows) -> None:
+        self.integers.copy_(rows.integers.view(self.grouped))
+        self.per_group.copy_(block_scales(rows.scales.view(-1)) if self.scheme.block_size is not None else rows.scales.view(-1))
+        self._pack()
+
+    def _pack(self) -> None:
         if self.scheme.storage == "int4":
             # As int16, a pair of columns is 0x0H0L after the mask, and 0xHL is the low byte of (pair >> 4) | pair.
             self.pairs.bitwise_and_(0x0F0F)

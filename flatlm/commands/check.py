@@ -14,7 +14,7 @@ from flatlm.utilities.exporter import ExportPlan, plan_export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer")
+    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
     add_model_arguments(parser)
 
 

@@ -6,7 +6,7 @@ from absl import app, flags
 
 from flatlm.commands.base import run_verb
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint_path", None, "Directory with config.json, weights and tokenizer.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint_path", None, "Directory with config.json, weights, tokenizer; or .gguf file.", required=True)
 _OUTPUT = flags.DEFINE_string("output_path", None, "File to write: .tflite or .litertlm.", required=True)
 _PREFILL = flags.DEFINE_multi_integer("prefill_seq_len", [512], "Length of a prefill signature; may be given several times.")
 _CACHE = flags.DEFINE_integer("kv_cache_max_len", 1024, "Slots of the KV cache.")

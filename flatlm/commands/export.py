@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what loads torch is imported where it is used, after the co
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer")
+    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format"
     )

@@ -1,6 +1,7 @@
 """What an exported file is compared with: the original checkpoint, run by transformers, or by the eager re-authored model."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,8 +9,11 @@ import numpy as np
 import torch
 
 from flatlm.convert.quiet import quiet
-from flatlm.errors import CheckpointError, ConfigError
+from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.layers.kv_cache import empty_caches
+from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
+from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model
 
 
@@ -59,9 +63,14 @@ class TransformersReference:
             with quiet():
                 from transformers import AutoModelForCausalLM
 
-                model = AutoModelForCausalLM.from_pretrained(
-                    checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
-                )
+                if (file := find_gguf(checkpoint)) is not None:
+                    model = _load_gguf(checkpoint, file)
+                else:
+                    model = AutoModelForCausalLM.from_pretrained(
+                        checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+                    )
+        except FlatlmError:  # of a GGUF file, which FlatLM reads first
+            raise
         except Exception as error:  # whatever it meets in a broken checkpoint
             raise CheckpointError(f"{checkpoint}: transformers cannot load it ({error}); try --against eager") from error
         self._model = model.eval()
@@ -77,14 +86,29 @@ class TransformersReference:
         return out.logits[0].float().numpy()  # type: ignore[no-any-return]
 
 
+def _load_gguf(checkpoint: Path, file: Path) -> Any:
+    """The class and configuration that the metadata means (of which transformers itself overlooks some, such as Llama 3's scaling).
+
+    The values are read by transformers where it reads that architecture rightly, else by FlatLM.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    values = dict(ConfigReader.from_directory(checkpoint).values)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    more = {"config": config, "dtype": torch.float32, "local_files_only": True}
+    with GgufCheckpoint.open(file, named=checkpoint) as store:
+        if store.transformers_reads and find_spec("accelerate"):
+            return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False, **more)
+        state = {name: store.read(name).float() for name in store.tensors}
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=state, **more)
+
+
 REFERENCES = ("transformers", "eager")
 
 
 def open_reference(checkpoint: Path, *, length: int, against: str | None = None) -> Reference:
     """The reference called `against`; by default transformers where it is installed, else the eager model."""
     if against is None:
-        from importlib.util import find_spec
-
         against = "transformers" if find_spec("transformers") else "eager"
     if against == "eager":
         return EagerReference(checkpoint, length=length)

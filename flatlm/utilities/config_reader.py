@@ -35,8 +35,15 @@ class ConfigReader:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ConfigReader":
-        """Read `directory`/config.json. Raises ConfigError."""
+        """Read `directory`/config.json, or the metadata of a GGUF file. Raises ConfigError (CheckpointError for a broken GGUF file)."""
         path = directory / "config.json"
+        if not path.is_file():
+            from flatlm.utilities.checkpoints.gguf_files import find_gguf
+
+            if (file := find_gguf(directory)) is not None:
+                from flatlm.utilities.checkpoints.gguf_config import read_config
+
+                return cls(read_config(file), str(file))
         if not directory.is_dir():
             raise ConfigError(f"{directory} is not a directory: give a checkpoint directory with config.json, weights and tokenizer")
         if not path.is_file():

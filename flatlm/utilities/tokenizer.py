@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from flatlm.errors import TokenizerError
 from flatlm.utilities.chat_template import render_chat
+from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
 from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings
 
@@ -45,19 +46,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a checkpoint's directory, or from a tokenizer.json or SentencePiece file, beside which its settings lie.
+        """From a checkpoint's directory, from a tokenizer.json or SentencePiece file, beside which its settings lie, or from a GGUF file.
 
         Raises TokenizerError.
         """
         path = Path(path)
         if path.is_dir():
             source = next((path / name for name in _FILES if (path / name).is_file()), None)
-            if source is None:
+            if source is None and (source := find_gguf(path)) is None:
                 raise TokenizerError(_no_tokenizer(path))
         elif path.exists():
             source = path
         else:
             raise TokenizerError(f"{path}: does not exist; give a directory with a tokenizer.json or tokenizer.model, or such a file")
+        if find_gguf(source) is not None:
+            from flatlm.utilities.gguf_tokenizer import read_tokenizer
+
+            found, data, settings = read_tokenizer(source)
+            return cls.from_bytes(found, data, settings=settings, source=source)
         kind: TokenizerKind = "hf" if source.suffix == ".json" else "sentencepiece"
         return cls.from_bytes(kind, read_bytes(source), settings=read_settings(source.parent), source=source)
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from flatlm.utilities.checkpoints.directory import Checkpoint
+from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
+from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.store import TensorStore
 
 
 def open_checkpoint(path: str | Path, *, lora: Path | None = None) -> TensorStore:
     """The store for a checkpoint's path, with the adapter of the directory `lora` merged into it. Raises CheckpointError."""
-    store: TensorStore = Checkpoint.open(path)
+    file = find_gguf(Path(path))
+    store: TensorStore = Checkpoint.open(path) if file is None else GgufCheckpoint.open(file, named=path)
     return store if lora is None else _with_adapter(store, lora)
 
 

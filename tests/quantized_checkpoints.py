@@ -156,7 +156,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 256,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
     "attention_bias": False,

@@ -150,9 +150,9 @@ class CarrySummary:
 
     def __str__(self) -> str:
         """Such as "224 weights carried over unchanged, 3 re-encoded (asymmetric)"."""
-        text = f"{self.carried} weights carried over unchanged"
-        notes = [f"the scales of {self.rounded} rounded to bfloat16"] if self.rounded else []
-        notes += [f"{self.moved} integers moved up by one into the runtime's range"] if self.moved else []
+        text = f"{self.carried} {'weight' if self.carried == 1 else 'weights'} carried over unchanged"
+        notes = [f"the block scales of {self.rounded} rounded to bfloat16"] if self.rounded else []
+        notes += [f"{self.moved} of their integers moved up by one into the runtime's range"] if self.moved else []
         text += f" ({', '.join(notes)})" if notes else ""
         return text + "".join(f", {count} re-encoded ({reason})" for reason, count in self.re_encoded.items())
 

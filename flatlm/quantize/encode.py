@@ -232,8 +232,9 @@ class _Chunk:
         self._pack()
 
     def _carry(self, rows: IntegerRows) -> None:
-        self.integers.copy_(rows.integers.view(self.grouped))
-        self.per_group.copy_(block_scales(rows.scales.view(-1)) if self.scheme.block_size is not None else rows.scales.view(-1))
+        self.integers.copy_(rows.integers.reshape(self.grouped))
+        scales = rows.scales.reshape(-1)
+        self.per_group.copy_(block_scales(scales) if self.scheme.block_size is not None else scales)
         self._pack()
 
     def _pack(self) -> None:

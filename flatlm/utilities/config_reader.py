@@ -111,11 +111,14 @@ class ConfigReader:
         """Count keys as read: their values are known not to matter here."""
         self._read.update(keys)
 
+    def unread(self, ignored: Iterable[str] = ()) -> str:
+        """The keys, with their values, that were not read, are not inert, and are not in `ignored`; '' where there are none."""
+        unread = sorted(key for key in self.values if self.has(key) and key not in self._read | INERT_KEYS | set(ignored))
+        return ", ".join(f"{key} = {json.dumps(self.values[key])[:60]}" for key in unread)
+
     def finish(self, ignored: Iterable[str] = ()) -> None:
         """Raise ConfigError if a key is left that was not read, is not inert, and is not in `ignored`."""
-        unread = sorted(key for key in self.values if self.has(key) and key not in self._read | INERT_KEYS | set(ignored))
-        if unread:
-            listed = ", ".join(f"{key} = {json.dumps(self.values[key])[:60]}" for key in unread)
+        if listed := self.unread(ignored):
             raise ConfigError(
                 f"{self.source} has keys that FlatLM does not know and that may change the model's numbers: {listed}. "
                 "If one is known not to matter, pass --ignore-config-key KEY"

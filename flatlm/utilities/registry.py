@@ -94,5 +94,6 @@ def build_config(
     reader = ConfigReader.from_directory(directory)
     builder = find_builder(reader, family=family)
     config = builder.build(reader, directory)
+    reader.skip("quantization_config")  # read, or refused, where the checkpoint is opened
     reader.finish(ignored_keys)
     return config, builder

@@ -6,13 +6,14 @@ from flatlm.utilities.checkpoints.directory import Checkpoint
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
+from flatlm.utilities.checkpoints.quantized import open_quantized
 from flatlm.utilities.checkpoints.store import TensorStore
 
 
 def open_checkpoint(path: str | Path, *, lora: Path | None = None) -> TensorStore:
     """The store for a checkpoint's path, with the adapter of the directory `lora` merged into it. Raises CheckpointError."""
     file = find_gguf(Path(path))
-    store: TensorStore = Checkpoint.open(path) if file is None else GgufCheckpoint.open(file, named=path)
+    store: TensorStore = open_quantized(Checkpoint.open(path)) if file is None else GgufCheckpoint.open(file, named=path)
     return store if lora is None else _with_adapter(store, lora)
 
 

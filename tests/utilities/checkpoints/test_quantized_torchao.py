@@ -123,3 +123,23 @@ def test_integers_beyond_their_bits_are_refused(tmp_path: Path) -> None:
     store = open_quantized(Checkpoint.open(save(tmp_path, tensors, SETTINGS, **metadata)))
     with pytest.raises(CheckpointError, match=r"a._weight_qdata has integers outside \[-8, 7\]"):
         store.read("a.weight")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_what_transformers_saves_in_several_files(name: str, tmp_path: Path) -> None:
+    transformers, torchao = pytest.importorskip("transformers"), pytest.importorskip("torchao.quantization")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=96, **sizes))
+    model.save_pretrained(tmp_path / "floats")
+    settings = transformers.TorchAoConfig(CONFIGS[name][0](torchao))
+    quantized = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "floats", quantization_config=settings, dtype=torch.float32)
+    quantized.save_pretrained(tmp_path / "integers", max_shard_size="100KB")
+    assert len(list((tmp_path / "integers").glob("*.safetensors"))) > 1
+    with open_quantized(Checkpoint.open(tmp_path / "integers")) as store:
+        assert isinstance(store, IntegerStore)
+        state = quantized.state_dict()
+        assert store.tensors.keys() == state.keys()
+        for key, value in state.items():
+            assert torch.equal(store.read(key), value.dequantize() if type(value) is not torch.Tensor else value)
+        assert sum(store.stored_integers(key) is not None for key in state) == 14

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from flatlm.errors import CheckpointError
+from flatlm.errors import CheckpointError, ConfigError
 from flatlm.quantize.carried import IntegerRows, StoredIntegers
 from flatlm.utilities.checkpoints.awq import open_awq
 from flatlm.utilities.checkpoints.compressed_tensors import open_compressed_tensors
@@ -62,6 +62,7 @@ def open_quantized(store: TensorStore) -> TensorStore:
     try:
         settings = ConfigReader.from_directory(store.directory).nested(KEY) if is_quantized(store.directory) else None
         if settings is None:
+            _refuse_unexplained(store)
             return store
         opener: Opener = settings.choice("quant_method", METHODS)
         return QuantizedCheckpoint(store, opener(store, settings), settings.values)
@@ -126,6 +127,15 @@ class QuantizedCheckpoint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _refuse_unexplained(store: TensorStore) -> None:
+    packed = next((name for name in store.tensors if name.endswith((".qweight", ".weight_packed"))), None)
+    if packed is not None:
+        raise ConfigError(
+            f"{store.directory / 'config.json'}: has no {KEY}, though tensor {packed} of {store.tensors[packed].file} is quantized; put "
+            f"the contents of quantize_config.json (GPTQ) or quant_config.json (AWQ) there under {KEY}, with quant_method"
+        )
 
 
 def _check_rows(matrix: QuantizedMatrix, start: int, stop: int) -> None:

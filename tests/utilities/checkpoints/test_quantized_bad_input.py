@@ -142,6 +142,12 @@ def test_scales_that_are_not_finite(tmp_path: Path) -> None:
         store.stored_integers("a.weight")
 
 
+def test_packed_tensors_without_settings(tmp_path: Path) -> None:
+    save(tmp_path, {f"a.{name}": tensor for name, tensor in GPTQ.items()}, None)
+    with pytest.raises(ConfigError, match=r"config\.json: has no quantization_config, though tensor a\.qweight.*quantize_config\.json"):
+        open_quantized(Checkpoint.open(tmp_path))
+
+
 def test_a_truncated_file_is_the_file_readers_affair(tmp_path: Path) -> None:
     save(tmp_path, {f"a.{name}": tensor for name, tensor in GPTQ.items()}, gptq_config())
     file = tmp_path / "model.safetensors"

@@ -22,7 +22,10 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.checkpoint) as checkpoint:
         request = request_of(args, args.checkpoint / "model.tflite")
         plan = plan_export(checkpoint, request)
-        sizes = {name: _size(plan, name) for name in RECIPES}
+        layouts = {name: _layout(plan, name) for name in RECIPES}
+    sizes = {name: layout.size if isinstance(layout, WeightLayout) else layout for name, layout in layouts.items()}
+    carries = {name: layout.carry for name, layout in layouts.items() if isinstance(layout, WeightLayout) and layout.carry}
+    most = max((carry.carried for carry in carries.values()), default=0)
     config = plan.config
     facts: dict[str, Any] = {
         "checkpoint": args.checkpoint,
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         "prefill": list(plan.prefill_lengths),
         "cache_bytes": plan.cache_bytes,
         "file_bytes": sizes,
+        **({"integers": {name: carry.to_dict() for name, carry in carries.items()}} if carries else {}),
         "run_bytes_at_least": {name: size + plan.cache_bytes for name, size in sizes.items() if isinstance(size, int)},
     }
     if args.json:
@@ -56,12 +60,19 @@ def run(args: argparse.Namespace) -> int:
         for name, size in sizes.items()
     ]
     print(base.table(["recipe", "weights in the file", "memory to run, at least"], rows))
+    if carries:
+        print()
+        print(base.table(["recipe", "of the checkpoint's integers"], [[name, str(carry)] for name, carry in carries.items()]))
+    if most:
+        keeping = [name for name, carry in carries.items() if carry.carried == most]
+        smallest = min(keeping, key=lambda name: int(sizes[name]))
+        print(f"\n--recipe {smallest} is the smallest that carries the most of them over")
     return 0
 
 
-def _size(plan: ExportPlan, recipe: str) -> int | str:
-    """Bytes of the weights by a recipe, or why it does not apply."""
+def _layout(plan: ExportPlan, recipe: str) -> WeightLayout | str:
+    """The weights by a recipe, or why it does not apply."""
     try:
-        return WeightLayout(plan.weights.weights, RECIPES[recipe]).size
+        return WeightLayout(plan.weights.weights, RECIPES[recipe])
     except RecipeError as error:
         return f"does not apply: {error}"

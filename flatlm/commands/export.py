@@ -109,6 +109,7 @@ def describe(report: "ExportReport") -> str:
     lines = [
         f"{report.output}: {base.megabytes(report.bytes)}, {report.family} of {report.parameters / 1e6:.1f} M, recipe {report.recipe}",
         f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots",
+        *([f"of the checkpoint's integers: {report.integers}"] if report.integers else []),
         f"{seconds:.1f} s ({stages})",
         "not verified" if report.verification is None else f"verified: {describe_verification(report.verification)}",
     ]

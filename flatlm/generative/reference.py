@@ -13,6 +13,7 @@ from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.checkpoints.quantized import is_quantized
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model
 
@@ -109,7 +110,7 @@ REFERENCES = ("transformers", "eager")
 def open_reference(checkpoint: Path, *, length: int, against: str | None = None) -> Reference:
     """The reference called `against`; by default transformers where it is installed, else the eager model."""
     if against is None:
-        against = "transformers" if find_spec("transformers") else "eager"
+        against = "transformers" if find_spec("transformers") and not is_quantized(checkpoint) else "eager"
     if against == "eager":
         return EagerReference(checkpoint, length=length)
     if against == "transformers":

@@ -86,6 +86,8 @@ class ExportReport:
     kv_cache_len: int
     seconds: Mapping[str, float]
     verification: Mapping[str, Any] | None
+    integers: str | None = None
+    """What became of the weights that the checkpoint holds as integers; None where it holds none."""
 
 
 def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
@@ -154,6 +156,7 @@ def export(
         plan.cache_length,
         clock.stop(),
         verification,
+        str(plan.layout.carry) if plan.layout.carry else None,
     )
 
 
@@ -233,6 +236,7 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore,
         "vocab_size": plan.config.vocab_size,
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.ignored_config_keys),
+        **({"integers": plan.layout.carry.to_dict()} if plan.layout.carry else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 

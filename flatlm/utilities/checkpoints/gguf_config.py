@@ -28,7 +28,8 @@ def read_config(file: Path) -> dict[str, Any]:
         keys = _Keys(file, checkpoint)
         architecture = ARCHITECTURES[keys.prefix]
         config: dict[str, Any] = {"model_type": architecture.model_type, "architectures": [architecture.model_class]}
-        config |= {name: keys.number(key) for key, name in architecture.keys.items()}
+        config |= {name: keys.positive(key) for key, name in architecture.keys.items()}
+        keys.check_layers()
         config |= architecture.constants
         config |= {name: tensor in checkpoint.stored for name, tensor in architecture.flags.items()}
         config |= {name: keys.token(key) for key, name in _TOKENS.items()}
@@ -57,6 +58,18 @@ class _Keys:
         if value is None and default is None:
             raise ConfigError(f"{self.file} has no {self.prefix}.{key}: it is needed")
         return default if value is None else value
+
+    def positive(self, key: str, default: float | None = None) -> Any:
+        value = self.number(key, default)
+        if value <= 0:
+            raise self.wrong(key, "must be positive")
+        return value
+
+    def check_layers(self) -> None:
+        """A damaged number of layers would make lists of that length."""
+        found = {name.split(".")[1] for name in self.checkpoint.stored if name.startswith("blk.")}
+        if self.number("block_count") != len(found):
+            raise self.wrong("block_count", f"does not fit the file, which has tensors of {len(found)} layers")
 
     def maybe(self, key: str) -> Any:
         """A number, or None."""
@@ -122,12 +135,10 @@ class _Keys:
 
 
 def _attention(keys: _Keys, architecture: GgufArchitecture, config: dict[str, Any]) -> None:
-    heads = keys.number("attention.head_count")
-    kv_heads = keys.number("attention.head_count_kv", heads)
-    width = config.get("hidden_size", config.get("n_embd"))
-    if min(heads, kv_heads) < 1 or not width:
-        raise keys.wrong("attention.head_count", "and the other sizes must be positive")
-    head_dim = keys.number("attention.key_length", width // heads)
+    heads = keys.positive("attention.head_count")
+    kv_heads = keys.positive("attention.head_count_kv", heads)
+    width = keys.positive("embedding_length")
+    head_dim = keys.positive("attention.key_length", width // heads)
     for key in ("attention.value_length", *(("rope.dimension_count",) if architecture.head_dim != "partial" else ())):
         if keys.number(key, head_dim) != head_dim:
             raise keys.wrong(key, f"differs from the {head_dim} of a head of the keys, which is not supported")
@@ -146,9 +157,9 @@ def _attention(keys: _Keys, architecture: GgufArchitecture, config: dict[str, An
     elif kv_heads != heads:
         raise keys.wrong("attention.head_count_kv", f"is not the number of heads: {architecture.model_type} has no other")
     if architecture.head_dim == "partial":
-        config["partial_rotary_factor"] = keys.number("rope.dimension_count", head_dim) / head_dim
+        config["partial_rotary_factor"] = keys.positive("rope.dimension_count", head_dim) / head_dim
     if architecture.rotary:
-        config["rope_theta"] = keys.number("rope.freq_base", 10000.0)
+        config["rope_theta"] = keys.positive("rope.freq_base", 10000.0)
         if scaling := _rope_scaling(keys, config, head_dim):
             config["rope_scaling"] = scaling
 
@@ -201,6 +212,8 @@ def _long_rope(keys: _Keys, config: dict[str, Any], short: list[float], long: li
     """Phi-3's two tables. llama.cpp's factor of the attention must be the one that transformers computes."""
     longest = config["max_position_embeddings"]
     original = original or longest
+    if original < 2:
+        raise keys.wrong("rope.scaling.original_context_length", "must be at least 2")
     scale = longest / original
     implied = 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
     attention_factor = keys.number("rope.scaling.attn_factor", implied)

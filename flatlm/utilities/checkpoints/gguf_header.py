@@ -114,13 +114,13 @@ class _Cursor:
         if end > MAX_HEADER:
             self.corrupt(f"{what} would make its header larger than {MAX_HEADER} bytes")
 
-    def take(self, size: int, what: str = "its header") -> bytes:
+    def take(self, size: int, what: str = "its header") -> bytearray:
         end = self.at + size
         if end > len(self._data):
             self.require(size, what)
             have = len(self._data)
             self._data += self.file.read(have, min(max(end - have, _CHUNK), self.file.size - have))
-        found = bytes(self._data[self.at : end])
+        found = self._data[self.at : end]
         self.at = end
         return found
 
@@ -140,7 +140,7 @@ class _Cursor:
 
 def _check_version(cursor: _Cursor) -> None:
     path = cursor.file.path
-    if (magic := cursor.take(4)) != _MAGIC:
+    if (magic := bytes(cursor.take(4))) != _MAGIC:
         raise CheckpointError(f"{path}: is not a GGUF file: it begins with {magic!r}; download it again")
     version = cursor.number("I")
     if version in (2, 3):

@@ -1,17 +1,23 @@
 """Every architecture: what llama.cpp's converter wrote comes back under transformers' names, with its values and its configuration."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from flatlm.errors import CheckpointError, ConfigError
+from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.generative.reference import TransformersReference
 from flatlm.utilities.checkpoints.gguf_config import llama3_factors, read_config
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
+from flatlm.utilities.gguf_tokenizer import read_tokenizer
+from flatlm.utilities.tokenizer import Tokenizer
 from tests.utilities.checkpoints.gguf_models import CASES, LLAMA3, Case, gguf_tensors, metadata_of, random_model, write_gguf, write_model
+from tests.utilities.test_gguf_tokenizer import bpe_keys
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -139,13 +145,17 @@ def test_other_scalings(tmp_path: Path) -> None:
         ("llama", {"rope.scaling.type": "su"}, r"rope\.scaling\.type = su is not supported"),
         ("llama", {"attention.causal": False}, r"attention\.causal = False is not supported"),
         ("llama", {"attention.layer_norm_rms_epsilon": float("nan")}, r"layer_norm_rms_epsilon = nan must be a number"),
+        ("llama", {"attention.head_count": 0}, r"head_count = 0"),
+        ("gpt2", {"attention.head_count": 0}, r"gpt2\.attention\.head_count = 0 must be positive"),
+        ("qwen2", {"block_count": 4_000_000_000}, r"block_count = 4000000000 does not fit the file, which has tensors of 2 layers"),
+        ("qwen2", {"rope.freq_base": -1.0}, r"freq_base = -1\.0 must be positive"),
         ("gpt2", {"attention.head_count_kv": 2}, r"gpt2 has no other"),
     ],
 )
 def test_metadata_that_is_not_understood_is_refused(name: str, metadata: dict[str, Any], what: str, tmp_path: Path) -> None:
     case = CASES[name]
     file = write_model(tmp_path / "m.gguf", case, random_model(case), **{f"{case.arch}.{key}": value for key, value in metadata.items()})
-    with pytest.raises(ConfigError, match=what) as caught:
+    with pytest.raises((ConfigError, CheckpointError), match=what) as caught:
         read_config(file)
     assert str(file) in str(caught.value)
 
@@ -167,3 +177,20 @@ def test_a_missing_key_and_numbers_by_layer(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="is truncated or corrupt"):
         read_config(file)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_happens_to_metadata_it_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    case, keys = llama3_case(), {f"tokenizer.ggml.{key}": value for key, value in bpe_keys("llama-bpe").items()}
+    clean = tmp_path / "clean.gguf"
+    if not clean.exists():
+        write_model(clean, case, random_model(case), **keys)
+    content = bytearray(clean.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, 1200))] = data.draw(st.integers(0, 255))
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(content)
+    for read in (read_config, read_tokenizer, Tokenizer.load):
+        with contextlib.suppress(FlatlmError):
+            read(file)

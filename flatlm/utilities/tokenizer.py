@@ -15,6 +15,7 @@ from flatlm.errors import TokenizerError
 from flatlm.utilities.chat_template import render_chat
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
+from flatlm.utilities.tokenizer_conversion import model_for_bundle
 from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings
 
 __all__ = ["StreamDecoder", "Tokenizer", "TokenizerKind", "TokenizerSettings"]
@@ -82,10 +83,23 @@ class Tokenizer:
     def to_bytes(self) -> bytes:
         """The vocabulary as one file of its kind (tokenizer.json or SentencePiece model), for a bundle.
 
-        A tokenizer.json gives the same ids by itself. No file can say split_special_tokens, and a SentencePiece model says nothing of
-        BOS, EOS and added tokens: for those, `from_bytes` needs the settings again.
+        It gives the same ids by itself, but that no file can say split_special_tokens, and a SentencePiece model cannot say which
+        tokens go before and after a text, nor `prefix` "always": for those, `from_bytes` needs the settings again. Raises
+        TokenizerError for a chat that such a model cannot serve.
         """
-        return self._backend.to_bytes()
+        data = self._backend.to_bytes()
+        if self.kind == "sentencepiece":
+            return model_for_bundle(data, self.settings, self.source, bare=self._chats_begin_with_a_special_token())
+        return data
+
+    def _chats_begin_with_a_special_token(self) -> bool:
+        if self.chat_template is None:
+            return False
+        try:
+            ids = self.apply_chat_template([{"role": "user", "content": "a"}])
+        except TokenizerError:
+            return False
+        return bool(ids) and self._backend.is_hidden(ids[0])
 
     @property
     def vocab_size(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flatlm.errors import TokenizerError
+from flatlm.utilities.tokenizer_conversion import model_from_bundle
 from flatlm.utilities.tokenizer_settings import AddedToken, TokenizerSettings
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -138,6 +139,7 @@ class SentencePieceBackend:
     def __init__(self, data: bytes, settings: TokenizerSettings, source: Path) -> None:
         import sentencepiece
 
+        data = model_from_bundle(data)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
             self._bare = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)

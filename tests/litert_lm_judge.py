@@ -1,11 +1,13 @@
 """The real LiteRT-LM, as the judge of bundles; and a model that tells which tokens it was given."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,34 @@ def run_litert_lm(command: Path, bundle: Path, prompt: str, *options: str) -> st
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
     return done.stdout.removesuffix("\n")
+
+
+_CONVERSE = """
+import json, sys
+from litert_lm import Backend, Engine
+
+bundle, conversations = json.load(sys.stdin)
+answers = []
+with Engine(bundle, backend=Backend.CPU(), cache_dir=":nocache") as engine:
+    for messages in conversations:
+        with engine.create_conversation(messages=messages[:-1] or None) as conversation:
+            try:
+                answers.append(conversation.send_message(messages[-1])["content"][0]["text"])
+            except RuntimeError as error:
+                answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def converse(command: Path, bundle: Path, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
+    """LiteRT-LM's answer to the last message of each conversation, after those before; or its error."""
+    python = command.with_name("python")
+    done = subprocess.run(
+        [python, "-c", _CONVERSE], input=json.dumps([str(bundle), conversations]), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
+    answers: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return answers
 
 
 class EchoModel(nn.Module):

@@ -44,7 +44,7 @@ class BundleMetadata:
     """Texts that end the answer likewise; LiteRT-LM tokenizes them, and looks for those ids."""
     start_token_id: int | None = None
     """Put before a conversation's first text, and the only special token that LiteRT-LM adds: it ignores the tokenizer's
-    post-processor. With a chat template, give it where `bundle_template.needs_start_token` says so, or BOS is there twice."""
+    post-processor. With a chat template it is None: there the template writes BOS itself, in every turn that has one."""
     chat_template: str | None = None
     """Jinja for LiteRT-LM, from `bundle_template.for_litert_lm`; None for a model that continues plain text."""
     sampler: BundleSampler = BundleSampler()

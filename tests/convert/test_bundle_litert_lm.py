@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flatlm.convert.bundle import BundleMetadata, TokenizerSource, write_bundle
-from flatlm.convert.bundle_template import for_litert_lm, needs_start_token
+from flatlm.convert.bundle_template import for_litert_lm
 from tests.bundle_templates import SPECIAL_TOKENS, TEMPLATES
 from tests.litert_lm_judge import END, SEPARATOR, echo_model, litert_lm_command, run_litert_lm
 
@@ -139,8 +139,7 @@ def test_chat_ids_are_those_of_transformers(litert_lm: Path, tmp_path: Path, ech
         "input_ids"
     ]
     path = tmp_path / "echo.litertlm"
-    start = BOS if needs_start_token(template, "<s>") else None
-    chat = metadata(start_token_id=start, chat_template=for_litert_lm(template, SPECIAL_TOKENS))
+    chat = metadata(start_token_id=None, chat_template=for_litert_lm(template, SPECIAL_TOKENS))
     write_bundle(path, model=echo, tokenizer=hf, metadata=chat)
     assert run_litert_lm(litert_lm, path, question) == answer([PIECES[i] for i in ids])
 

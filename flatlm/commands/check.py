@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with open_checkpoint(args.checkpoint) as checkpoint:
+    with open_checkpoint(args.checkpoint, lora=args.lora) as checkpoint:
         request = request_of(args, args.checkpoint / "model.tflite")
         plan = plan_export(checkpoint, request)
         layouts = {name: _layout(plan, name) for name in RECIPES}

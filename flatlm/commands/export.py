@@ -33,6 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
     parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
+    parser.add_argument("--lora", type=Path, metavar="DIR", help="a LoRA adapter that PEFT saved, to be merged into the weights")
     parser.add_argument(
         "--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter"
     )
@@ -50,6 +51,7 @@ def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
         args.prefill_logits,
         args.model,
         tuple(args.ignore_config_key),
+        lora=args.lora,
     )
 
 
@@ -90,7 +92,7 @@ def export_and_verify(
         def prove(path: Path) -> Mapping[str, Any]:
             from flatlm.generative import verify as judge
 
-            report = judge.verify(path, request.checkpoint, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
+            report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
             if not report.passed:
                 error = VerificationFailed(
                     f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "

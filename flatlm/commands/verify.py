@@ -11,6 +11,7 @@ from flatlm.generative.verify import DEFAULT_TOKENS, verify
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
     parser.add_argument("checkpoint", type=Path, help="the checkpoint that it came from")
+    parser.add_argument("--lora", type=Path, metavar="DIR", help="the LoRA adapter that was merged into it")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text to begin with; may be given several times")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help="compare at least so many tokens")
     parser.add_argument("--against", choices=("transformers", "eager"), help="the reference (transformers, where installed)")
@@ -18,7 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with base.progress_bar() as progress:
-        report = verify(args.file, args.checkpoint, prompts=args.prompt, tokens=args.tokens, against=args.against, progress=progress)
+        report = verify(
+            args.file,
+            args.checkpoint,
+            lora=args.lora,
+            prompts=args.prompt,
+            tokens=args.tokens,
+            against=args.against,
+            progress=progress,
+        )
     if args.json:
         base.print_json(report.to_dict())
     else:

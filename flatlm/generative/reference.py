@@ -11,11 +11,16 @@ import torch
 from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.checkpoints.lora import LoraStore
+from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import is_quantized
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model
+from flatlm.utilities.loader import ModelLoader
+from flatlm.utilities.registry import build_config
 
 
 class Reference(Protocol):
@@ -37,8 +42,8 @@ class EagerReference:
 
     name = "eager"
 
-    def __init__(self, checkpoint: Path, *, length: int) -> None:
-        self._model = build_model(checkpoint, kv_cache_max_len=length)
+    def __init__(self, checkpoint: Path, *, length: int, lora: Path | None = None) -> None:
+        self._model = build_model(checkpoint, kv_cache_max_len=length) if lora is None else _adapted_model(checkpoint, lora, length)
         self.reset()
 
     def reset(self) -> None:
@@ -58,8 +63,8 @@ class TransformersReference:
 
     name = "transformers"
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Raises CheckpointError where transformers cannot load it. Code in the checkpoint is never run."""
+    def __init__(self, checkpoint: Path, *, lora: Path | None = None) -> None:
+        """Raises CheckpointError where transformers, or peft for an adapter, cannot load it. Code in the checkpoint is never run."""
         try:
             with quiet():
                 from transformers import AutoModelForCausalLM
@@ -70,6 +75,8 @@ class TransformersReference:
                     model = AutoModelForCausalLM.from_pretrained(
                         checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
                     )
+                if lora is not None:
+                    model = _with_adapter(model, checkpoint, lora)
         except FlatlmError:  # of a GGUF file, which FlatLM reads first
             raise
         except Exception as error:  # whatever it meets in a broken checkpoint
@@ -104,15 +111,43 @@ def _load_gguf(checkpoint: Path, file: Path) -> Any:
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=state, **more)
 
 
+def _adapted_model(checkpoint: Path, lora: Path, length: int) -> Decoder:
+    """As `build_model`, with an adapter merged into the weights."""
+    config, builder = build_config(checkpoint)
+    with open_checkpoint(checkpoint, lora=lora) as store:
+        loader = ModelLoader(store, builder.tensor_names)
+        if isinstance(store, LoraStore):
+            config = store.fit(config, embedding=f"{loader.names.embedding}.weight", head=f"{loader.names.lm_head}.weight")
+        model = build_on_meta(config, cache_length=min(length, config.max_positions))
+        loader.load(model)
+    return model
+
+
+def _with_adapter(model: Any, checkpoint: Path, lora: Path) -> Any:
+    """A model of transformers with an adapter in it, by peft."""
+    from peft import PeftModel
+
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    with open_checkpoint(checkpoint, lora=lora) as store:
+        if isinstance(store, LoraStore) and (rows := store.vocabulary(f"{embedding}.weight")) is not None:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    adapted = PeftModel.from_pretrained(model, str(lora), local_files_only=True)
+    # A merge adds to a tied head what was trained for the embedding alone, or twice: there the adapter runs beside the weights.
+    return adapted.get_base_model() if model.config.tie_word_embeddings else adapted.merge_and_unload()
+
+
 REFERENCES = ("transformers", "eager")
 
 
-def open_reference(checkpoint: Path, *, length: int, against: str | None = None) -> Reference:
-    """The reference called `against`; by default transformers where it is installed, else the eager model."""
+def open_reference(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> Reference:
+    """The reference called `against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model."""
+    missing = [name for name in ("transformers", *(["peft"] if lora else [])) if find_spec(name) is None]
     if against is None:
-        against = "transformers" if find_spec("transformers") and not is_quantized(checkpoint) else "eager"
+        against = "eager" if missing or is_quantized(checkpoint) else "transformers"
     if against == "eager":
-        return EagerReference(checkpoint, length=length)
+        return EagerReference(checkpoint, length=length, lora=lora)
     if against == "transformers":
-        return TransformersReference(checkpoint)
+        if missing:
+            raise ConfigError(f"--against transformers needs {' and '.join(missing)}: install what is missing, or choose --against eager")
+        return TransformersReference(checkpoint, lora=lora)
     raise ConfigError(f"--against {against}: choose one of {', '.join(REFERENCES)}")

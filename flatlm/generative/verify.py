@@ -52,16 +52,21 @@ def verify(
     file: Path,
     checkpoint: Path,
     *,
+    lora: Path | None = None,
     prompts: Sequence[str] = (),
     tokens: int = DEFAULT_TOKENS,
     against: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> VerificationReport:
-    """Compare `file` with `checkpoint` on at least `tokens` tokens. Raises a FlatlmError where either cannot be run."""
+    """Compare `file` with `checkpoint` on at least `tokens` tokens. Raises a FlatlmError where either cannot be run.
+
+    `lora` is the directory of the adapter that was merged into the file, if one was.
+    """
     if tokens < 1:
         raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
+    _require_its_adapter(file, lora)
     with Runner.open(file) as runner:
-        reference = open_reference(checkpoint, length=runner.cache_length, against=against)
+        reference = open_reference(checkpoint, length=runner.cache_length, against=against, lora=lora)
         _require_the_same_vocabulary(runner, reference, checkpoint)
         starts = _prompt_ids(checkpoint, prompts, runner)
         tally = _Tally()
@@ -168,6 +173,12 @@ def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) 
             return equal, count
         expected = reference.feed([token])[-1]
     return count, count
+
+
+def _require_its_adapter(file: Path, lora: Path | None) -> None:
+    merged = read_manifest(file).get("lora")
+    if lora is None and isinstance(merged, dict):
+        raise RuntimeFileError(f"{file} has the adapter {merged.get('name')!r} merged into it: give its directory with --lora")
 
 
 def _require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint: Path) -> None:

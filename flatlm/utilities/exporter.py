@@ -25,6 +25,7 @@ from flatlm.errors import ExportError, OutputError
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
+from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.loader import LoadPlan, ModelLoader
@@ -57,6 +58,8 @@ class ExportRequest:
     prefill_logits: bool = False
     family: str | None = None
     ignored_config_keys: tuple[str, ...] = ()
+    lora: Path | None = None
+    """Directory of a PEFT adapter that is merged into the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     Raises ConfigError, CheckpointError, RecipeError or ExportError, whichever says first what is wrong.
     """
     config, builder = build_config(request.checkpoint, family=request.family, ignored_keys=request.ignored_config_keys)
-    weights = ModelLoader(checkpoint, builder.tensor_names).plan(config)
+    loader = ModelLoader(checkpoint, builder.tensor_names)
+    if isinstance(checkpoint, LoraStore):
+        config = checkpoint.fit(config, embedding=f"{loader.names.embedding}.weight", head=f"{loader.names.lm_head}.weight")
+    weights = loader.plan(config)
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
     layout = WeightLayout(weights.weights, request.recipe)
     cache = sum(8 * cache_length * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
@@ -117,7 +123,7 @@ def export(
     with ExitStack() as stack:
         compiler = stack.enter_context(compiler or CompilerProcess())
         clock.start("plan")
-        checkpoint = stack.enter_context(open_checkpoint(request.checkpoint))
+        checkpoint = stack.enter_context(open_checkpoint(request.checkpoint, lora=request.lora))
         plan = plan_export(checkpoint, request)
         specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
         compiler.submit(plan.config, plan.cache_length, specs)
@@ -230,6 +236,7 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore,
         "family": plan.family,
         "recipe": request.recipe.to_dict(),
         "checkpoint": checkpoint.fingerprint(),
+        **({"lora": checkpoint.adapter_facts()} if isinstance(checkpoint, LoraStore) else {}),
         "parameters": plan.weights.parameters(),
         "signatures": [spec.name for spec in specs],
         "kv_cache_len": plan.cache_length,

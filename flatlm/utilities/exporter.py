@@ -30,6 +30,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.registry import build_config
+from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_CACHE_LENGTH = 1024
 DEFAULT_PREFILL_LENGTHS = (16, 128)
@@ -128,6 +129,8 @@ def export(
         specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
         compiler.submit(plan.config, plan.cache_length, specs)
         finish = BundleFinisher(request.checkpoint, plan.cache_length) if request.output.suffix == ".litertlm" else None
+        if finish and request.lora is not None:
+            _require_the_same_tokenizer(request.checkpoint, request.lora)
         temporary = stack.enter_context(atomic_output(request.output))
         _require_space(request.output, plan)
         handle = os.open(temporary, os.O_RDWR)
@@ -164,6 +167,20 @@ def export(
         verification,
         str(plan.layout.carry) if plan.layout.carry else None,
     )
+
+
+def _require_the_same_tokenizer(checkpoint: Path, adapter: Path) -> None:
+    """A bundle carries the checkpoint's tokenizer; an adapter that was trained with another brings its own."""
+    if not any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return
+    base, own = Tokenizer.load(checkpoint), Tokenizer.load(adapter)
+    different = ["tokenizer"] if base.to_bytes() != own.to_bytes() else []
+    different += ["chat template"] if own.chat_template is not None and base.chat_template != own.chat_template else []
+    if different:
+        raise ExportError(
+            f"{adapter} brings another {' and '.join(different)} than {checkpoint}, whose the bundle would carry: put the adapter's "
+            "tokenizer files in the place of the checkpoint's (in a copy of its directory), or export a .tflite file"
+        )
 
 
 def manifest_path(output: Path) -> Path:

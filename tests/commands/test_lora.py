@@ -83,3 +83,28 @@ def test_without_peft_the_eager_model_is_the_reference(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="--against transformers needs peft: install what is missing, or choose --against eager"):
         open_reference(tmp_path / "base", length=32, lora=tmp_path / "adapter", against="transformers")
     assert open_reference(tmp_path / "base", length=32).name == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({}, None),
+        ({"pad_token": "</s>"}, None),
+        ({"chat_template": "{{ messages[0].content }}"}, "brings another chat template than"),
+        ({"added_tokens_decoder": {"512": {"content": "<|im_end|>"}}}, "brings another tokenizer than"),
+    ],
+    ids=str,
+)
+def test_a_bundle_carries_the_tokenizer_that_the_adapter_was_trained_with(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object], complaint: str | None
+) -> None:
+    make_adapter(tmp_path, Case("base", {"vocab_size": 512}), target_modules=["q_proj"])
+    original = shared / "checkpoints" / "stories260K"
+    config = json.loads((original / "tokenizer_config.json").read_text())
+    for name, changes in (("base", {}), ("adapter", change)):
+        (tmp_path / name / "tokenizer.json").write_bytes((original / "tokenizer.json").read_bytes())
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config | changes))
+    arguments = ["--lora", str(tmp_path / "adapter"), "--no-verify", "--prefill", "8", "--kv-cache-len", "32"]
+    status = main(["export", str(tmp_path / "base"), "-o", str(tmp_path / "out.litertlm"), *arguments])
+    assert (status, (tmp_path / "out.litertlm").exists()) == ((0, True) if complaint is None else (2, False))
+    assert complaint is None or complaint in capsys.readouterr().err

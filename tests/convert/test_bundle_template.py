@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -92,3 +93,9 @@ def test_no_tools_are_none(tools: list[Any] | None) -> None:
     assert render_jinja_template([CONVERSATION], chat_template=adapted, tools=tools)[0][0] == "nonenoneTrue"
     given = render_jinja_template([CONVERSATION], chat_template=for_litert_lm("{{ tools }}", {}), tools=[{"name": "f"}])[0][0]
     assert given == "[{'name': 'f'}]"
+
+
+def test_what_litert_lm_does_not_define_is_none() -> None:
+    adapted = for_litert_lm("{% if documents is none and tools is none %}none{% endif %}", {})
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    assert environment.from_string(adapted).render(messages=CONVERSATION) == "none"

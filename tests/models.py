@@ -1,6 +1,6 @@
 """Tiny models with every parameter random, and ways to run what was exported from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,18 @@ from flatlm.convert.decoder import stamp_decoder
 from flatlm.convert.link import link_and_write
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.weights import WeightLayout
-from flatlm.layers.config import Activation, AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, NormKind, RopeConfig
-from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.config import (
+    Activation,
+    AttentionConfig,
+    BlockConfig,
+    FeedForwardConfig,
+    MaskConfig,
+    ModelConfig,
+    NormConfig,
+    NormKind,
+    RopeConfig,
+)
+from flatlm.layers.kv_cache import CacheGeometry, empty_caches
 from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import Recipe, get_recipe
 
@@ -27,19 +37,24 @@ def tiny_config(
     plain: bool = False,
     vocab: int = 96,
     dim: int = 32,
+    window: int | None = None,
 ) -> ModelConfig:
-    """`plain`: layer norms and feed-forwards without a gate in every second block, so that there are two kinds of block."""
+    """`window`: of every first of two blocks; the others see the whole context.
+
+    `plain`: layer norms and feed-forwards without a gate in every second block, so that there are two kinds of block.
+    """
     attention = AttentionConfig(heads, kv_heads, 8, RopeConfig(8), qkv_bias=bias, output_bias=bias)
     block = BlockConfig(attention, FeedForwardConfig(64, bias=bias), NormConfig(eps=1e-5), NormConfig(eps=1e-6))
+    local = replace(block, attention=replace(attention, mask=MaskConfig(window))) if window else block
     norm = NormConfig(NormKind.LAYER, eps=1e-5, bias=True)
     other = BlockConfig(attention, FeedForwardConfig(48, Activation.GELU_TANH, gated=False, bias=True), norm, norm) if plain else block
-    return ModelConfig(vocab, dim, (block, other) * (layers // 2) + (block,) * (layers % 2), max_positions=64, tied_head=tied)
+    return ModelConfig(vocab, dim, (local, other) * (layers // 2) + (local,) * (layers % 2), max_positions=96, tied_head=tied)
 
 
-def random_decoder(config: ModelConfig, *, cache_length: int = 32, seed: int = 0) -> Decoder:
+def random_decoder(config: ModelConfig, *, cache_length: int = 32, longest_step: int | None = None, seed: int = 0) -> Decoder:
     """An eager model; norms, biases and all are random."""
     generator = torch.Generator().manual_seed(seed)
-    model = Decoder(config, cache_length=cache_length)
+    model = Decoder(config, CacheGeometry(cache_length, longest_step))
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.25 * noise
@@ -68,7 +83,7 @@ def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: 
     sources = {name: InMemory(parameter.data) for name, parameter in model.named_parameters()}
     layout = WeightLayout(sources, get_recipe(recipe) if isinstance(recipe, str) else recipe)
     with path.open("w+b") as file:
-        link_and_write(stamp_decoder(model.config, model.cache_length, specs), layout, file.fileno())
+        link_and_write(stamp_decoder(model.config, model.geometry, specs), layout, file.fileno())
     return path
 
 
@@ -91,7 +106,7 @@ def random_inputs(model: Decoder, tokens: int, *, start: int, seed: int = 1) -> 
         "tokens": rng.integers(0, model.config.vocab_size, (1, tokens)).astype(np.int32),
         "input_pos": np.arange(start, start + tokens, dtype=np.int32),
     }
-    for layer, cache in enumerate(empty_caches(model.config, length=model.cache_length)):
+    for layer, cache in enumerate(empty_caches(model.config, model.geometry)):
         for part, tensor in zip("kv", cache, strict=True):
             inputs[f"kv_cache_{part}_{layer}"] = rng.standard_normal(tensor.shape, dtype=np.float32)
     return inputs

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
         "embedding_dim": config.embedding_dim,
         "max_positions": config.max_positions,
         "tied_head": config.tied_head,
-        "tensors": sum(len(weight.slot.parts) for weight in plan.weights.weights.values()),
+        "tensors": len({part.tensor for weight in plan.weights.weights.values() for part in weight.slot.parts}),
         "ignored_tensors": list(plan.weights.ignored),
-        "kv_cache_len": plan.cache_length,
+        "kv_cache_len": plan.geometry.length,
         "prefill": list(plan.prefill_lengths),
         "cache_bytes": plan.cache_bytes,
         "file_bytes": sizes,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored"
         + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
     )
-    print(f"KV cache of {plan.cache_length} slots: {base.megabytes(plan.cache_bytes)}\n")
+    print(f"KV cache of {plan.geometry.length} slots: {base.megabytes(plan.cache_bytes)}\n")
     rows = [
         [name, base.megabytes(size), base.megabytes(size + plan.cache_bytes)] if isinstance(size, int) else [name, size, ""]
         for name, size in sizes.items()

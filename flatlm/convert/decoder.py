@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from flatlm.convert.compile import Piece, compile_pieces
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
+from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
-from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
-from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.layers.kv_cache import CacheGeometry, CacheSlots, KVCache, Placement, RingSlots, empty_caches, place
+from flatlm.layers.model import ContextKinds, Decoder, build_on_meta
 
 
-def stamp_decoder(config: ModelConfig, cache_length: int, specs: Sequence[SignatureSpec]) -> Any:
+def stamp_decoder(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> Any:
     """Compile each distinct piece once and stamp all signatures: a model object in which weights are still named calls."""
-    kinds_only = build_on_meta(replace(config, blocks=config.block_kinds), cache_length=cache_length)
-    return stamp(compile_pieces(decoder_pieces(kinds_only, specs)), decoder_plans(config, specs))
+    kinds_only = build_on_meta(replace(config, blocks=config.block_kinds), geometry)
+    return stamp(compile_pieces(decoder_pieces(kinds_only, specs)), decoder_plans(config, geometry, specs))
 
 
 def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece]:
@@ -34,16 +35,18 @@ def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece
     return pieces
 
 
-def decoder_plans(config: ModelConfig, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
+def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
     """The stamping plan of each signature."""
-    kinds, ropes = config.block_kinds, config.ropes
+    kinds, contexts = config.block_kinds, ContextKinds(config, geometry)
     caches = [f"kv_cache_{part}_{layer}" for layer in range(len(config.blocks)) for part in "kv"]
     plans = []
     for spec in specs:
         steps = [Step(f"{spec.name}/prologue")]
         for layer, block in enumerate(config.blocks):
-            rope = ropes.index(block.attention.rope)
-            bind = {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
+            attention = block.attention
+            rope, at = contexts.rope_index(attention), contexts.place_index(attention)
+            bind = {"mask": f"mask_{contexts.mask_index(attention)}", **{name: f"{name}_{at}" for name in PLACE_NAMES}}
+            bind |= {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
             steps.append(Step(f"{spec.name}/block_{kinds.index(block)}", layer, bind))
         if spec.logits:
             steps.append(Step(f"{spec.name}/epilogue"))
@@ -68,18 +71,33 @@ class WholeDecoder(nn.Module):
 
     def sample_inputs(self) -> dict[str, Tensor]:
         """Inputs of the signature's shapes and dtypes."""
-        caches = empty_caches(self.model.config, length=self.model.cache_length)
+        caches = empty_caches(self.model.config, self.model.geometry)
         named = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(caches) for part, tensor in zip("kv", cache, strict=True)}
         tokens, positions = torch.zeros(1, self.spec.tokens, dtype=torch.int32), torch.arange(self.spec.tokens, dtype=torch.int32)
         return {"tokens": tokens, "input_pos": positions, **named}
 
 
+PLACE_NAMES = ("slots_k", "slots_v", "ring")
+"""A placement's tensors, between the prologue and the blocks."""
+
+
+def _place_tensors(where: Placement) -> dict[str, Tensor]:
+    return {"ring": where.source} if isinstance(where, RingSlots) else {"slots_k": where.k, "slots_v": where.v}
+
+
+def _place_of(tensors: dict[str, Tensor]) -> Placement:
+    return RingSlots(tensors["ring"]) if "ring" in tensors else CacheSlots(tensors["slots_k"], tensors["slots_v"])
+
+
 def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
     def call(tokens: Tensor, input_pos: Tensor) -> dict[str, Tensor]:
-        x, context = model.prologue(tokens, input_pos)
-        out = {"x": x, "mask": context.mask, "slots_k": context.slots.k, "slots_v": context.slots.v}
-        for index, (cos, sin) in enumerate(context.ropes):
+        x, contexts = model.prologue(tokens, input_pos)
+        out = {"x": x}
+        for index, (cos, sin) in enumerate(contexts.ropes):
             out |= {f"cos_{index}": cos, f"sin_{index}": sin}
+        out |= {f"mask_{index}": mask for index, mask in enumerate(contexts.masks)}
+        for index, where in enumerate(contexts.places):
+            out |= {f"{name}_{index}": tensor for name, tensor in _place_tensors(where).items()}
         return out
 
     tokens = torch.zeros(1, spec.tokens, dtype=torch.int32)
@@ -87,25 +105,25 @@ def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
 
 
 def _block(model: Decoder, spec: SignatureSpec, kind: int) -> Piece:
-    config = model.config.block_kinds[kind]
+    config, attention = model.config.block_kinds[kind], model.config.block_kinds[kind].attention
     block = model.blocks[model.config.blocks.index(config)]
     assert isinstance(block, Block)
 
-    def call(
-        x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_k: Tensor, slots_v: Tensor, cache_k: Tensor, cache_v: Tensor
-    ) -> dict[str, Tensor]:
-        x, cache = block(x, (cos, sin), mask, CacheSlots(slots_k, slots_v), KVCache(cache_k, cache_v))
+    def call(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        rope = (rest["cos"], rest["sin"]) if "cos" in rest else None
+        x, cache = block(x, StepContext(rope, mask, _place_of(rest)), KVCache(cache_k, cache_v))
         return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
 
-    cache = KVCache.zeros(config.attention, batch=1, length=model.cache_length)
+    slots = model.geometry.slots(attention)
+    cache, tokens = KVCache.zeros(attention, batch=1, slots=slots), spec.tokens
+    heads = () if attention.mask.alibi_slopes is None else (attention.num_query_heads,)
     inputs = {
-        "x": torch.zeros(1, spec.tokens, model.config.embedding_dim),
-        "cos": torch.zeros(spec.tokens, 1, config.attention.rope.head_dim),
-        "sin": torch.zeros(spec.tokens, 1, config.attention.rope.head_dim),
-        "mask": torch.zeros(spec.tokens, model.cache_length),
-        "slots_k": torch.zeros(4, dtype=torch.int32),
-        "slots_v": torch.zeros(4, dtype=torch.int32),
+        "x": torch.zeros(1, tokens, model.config.embedding_dim),
+        "mask": torch.zeros(*heads, tokens, slots),
         "cache_k": cache.k,
         "cache_v": cache.v,
+        **_place_tensors(place(torch.arange(tokens, dtype=torch.int32), slots, model.geometry.length)),
     }
+    if attention.rope is not None:
+        inputs |= {name: torch.zeros(tokens, 1, attention.head_dim) for name in ("cos", "sin")}
     return Piece(f"{spec.name}/block_{kind}", call, inputs)

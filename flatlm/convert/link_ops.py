@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, UPDATE_SLICE
 from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
 from flatlm.quantize.schemes import Scheme
@@ -65,7 +65,7 @@ class Linker:
             PARAMETER: _GraphLinker.parameter,
             MATMUL_TRANSPOSED: _GraphLinker.matmul_transposed,
             UPDATE_SLICE: _GraphLinker.update_slice,
-            TAKE_ROWS: _GraphLinker.take_rows,
+            TAKE: _GraphLinker.take,
         }
         for graph in model.subgraphs:
             _GraphLinker(self, graph).rewrite(rewrites)
@@ -152,8 +152,10 @@ class _GraphLinker:
         options = schema.DynamicUpdateSliceOptionsT()
         self._emit(op, _UPDATE_SLICE, op.inputs, schema.BuiltinOptions.DynamicUpdateSliceOptions, options)
 
-    def take_rows(self, op: Any, config: str) -> None:
-        self._emit(op, _GATHER, op.inputs, schema.BuiltinOptions.GatherOptions, schema.GatherOptionsT())
+    def take(self, op: Any, config: str) -> None:
+        options = schema.GatherOptionsT()
+        options.axis = int(config)
+        self._emit(op, _GATHER, op.inputs, schema.BuiltinOptions.GatherOptions, options)
 
     def _operand(self, name: str) -> int:
         """The tensor that a product reads: the stored one, or its float32 values where the scheme computes in float."""

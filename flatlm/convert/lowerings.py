@@ -10,7 +10,7 @@ from litert_converter.mlir import ir
 from litert_converter.mlir.dialects import stablehlo
 from litert_torch.backend import lowerings
 
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE_ROWS, UPDATE_SLICE
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, UPDATE_SLICE
 from flatlm.layers import ops
 
 
@@ -50,9 +50,10 @@ def _matmul_transposed(context: Any, a: ir.Value, b: ir.Value) -> ir.Value:
     return _call(MATMUL_TRANSPOSED, [*_shape(a)[:-1], _shape(b)[-2]], [a, b])
 
 
-@lowerings.lower(torch.ops.flatlm.take_rows)  # type: ignore[untyped-decorator]
-def _take_rows(context: Any, table: ir.Value, ids: ir.Value) -> ir.Value:
-    return _call(TAKE_ROWS, [*_shape(ids), *_shape(table)[1:]], [table, ids])
+@lowerings.lower(torch.ops.flatlm.take)  # type: ignore[untyped-decorator]
+def _take(context: Any, table: ir.Value, ids: ir.Value, dim: int) -> ir.Value:
+    shape = _shape(table)
+    return _call(TAKE, [*shape[:dim], *_shape(ids), *shape[dim + 1 :]], [table, ids], str(dim))
 
 
 @lowerings.lower(torch.ops.flatlm.update_slice)  # type: ignore[untyped-decorator]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from flatlm.convert.signatures import SignatureSpec
     from flatlm.layers.config import ModelConfig
+    from flatlm.layers.kv_cache import CacheGeometry
 
 
 class CompilerProcess:
@@ -23,9 +24,9 @@ class CompilerProcess:
         command = [sys.executable, "-m", "flatlm.convert.worker"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def submit(self, config: "ModelConfig", cache_length: int, specs: "Sequence[SignatureSpec]") -> None:
+    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(pickle.dumps((config, cache_length, list(specs))))
+        self._process.stdin.write(pickle.dumps((config, geometry, list(specs))))
         self._process.stdin.close()
         self._process.stdin = None
 

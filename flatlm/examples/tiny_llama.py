@@ -3,8 +3,9 @@
 Reference: transformers.LlamaForCausalLM. Paper: Zhang et al. 2024 (arXiv 2401.02385).
 """
 
-from flatlm.examples.llama import TENSOR_NAMES, build_model, define_and_run
+from flatlm.examples.llama import TENSOR_NAMES
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, RopeConfig
+from flatlm.utilities.example import build_model, define_and_run
 
 __all__ = ["TENSOR_NAMES", "build_model", "define_and_run", "get_model_config"]
 

@@ -10,7 +10,7 @@ import torch
 
 from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError, FlatlmError
-from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.kv_cache import CacheGeometry, empty_caches
 from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
@@ -47,7 +47,7 @@ class EagerReference:
         self.reset()
 
     def reset(self) -> None:
-        self._caches = empty_caches(self._model.config, length=self._model.cache_length)
+        self._caches = empty_caches(self._model.config, self._model.geometry)
         self._position = 0
 
     @torch.inference_mode()
@@ -118,7 +118,7 @@ def _adapted_model(checkpoint: Path, lora: Path, length: int) -> Decoder:
         loader = ModelLoader(store, builder.tensor_names)
         if isinstance(store, LoraStore):
             config = store.fit(config, embedding=f"{loader.names.embedding}.weight", head=f"{loader.names.lm_head}.weight")
-        model = build_on_meta(config, cache_length=min(length, config.max_positions))
+        model = build_on_meta(config, CacheGeometry(min(length, config.max_positions)))
         loader.load(model)
     return model
 

@@ -1,13 +1,27 @@
 """Causal self-attention with grouped queries over a KV cache."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from flatlm.layers import ops
-from flatlm.layers.config import AttentionConfig
-from flatlm.layers.kv_cache import CacheSlots, KVCache
+from flatlm.layers.config import AttentionConfig, NormSpan
+from flatlm.layers.kv_cache import KVCache, Placement
 from flatlm.layers.linear import Linear
+from flatlm.layers.mask import per_group
+from flatlm.layers.norm import Norm
 from flatlm.layers.rope import rotate
+
+
+class StepContext(NamedTuple):
+    """What a layer is told about a step: computed once for all layers of its kind."""
+
+    rope: tuple[Tensor, Tensor] | None
+    """Cosines and signed sines [T, 1, H] at the tokens' positions."""
+    mask: Tensor
+    """[T, S] or, with ALiBi, [N, T, S], additive."""
+    place: Placement
 
 
 class Attention(nn.Module):
@@ -18,22 +32,46 @@ class Attention(nn.Module):
         self.config = config
         heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         self.qkv = Linear(dim, (heads + 2 * kv_heads) * width, bias=config.qkv_bias)
+        if config.qk_norm is not None and config.qk_norm.span is NormSpan.HEAD:
+            self.query_key_norm = Norm(config.qk_norm.norm, heads + kv_heads, width)
+        elif config.qk_norm is not None:
+            self.query_norm = Norm(config.qk_norm.norm, heads * width)
+            self.key_norm = Norm(config.qk_norm.norm, kv_heads * width)
         self.output = Linear(heads * width, dim, bias=config.output_bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, slots: CacheSlots, cache: KVCache) -> tuple[Tensor, KVCache]:
-        """Rope tables [T, 1, H] at the tokens' positions, mask [T, S]; `slots` says where in the cache the tokens go."""
-        heads, kv_heads, width = self.config.num_query_heads, self.config.num_kv_heads, self.config.head_dim
+    def forward(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, KVCache]:
+        config = self.config
+        heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, heads + 2 * kv_heads, width)
-        turned = rotate(qkv[:, :, : heads + kv_heads], *rope)  # queries and keys in one go
-        q, k, v = turned[:, :, :heads], turned[:, :, heads:], qkv[:, :, heads + kv_heads :]
-        cache = cache.update(k, v, slots)
+        merged = self.qkv(x)
+        if config.clip is not None:
+            merged = merged.clamp(-config.clip, config.clip)
+        qkv = merged.reshape(batch, tokens, heads + 2 * kv_heads, width)
+        qk, v = self._normalised(merged, qkv[:, :, : heads + kv_heads]), qkv[:, :, heads + kv_heads :]
+        if context.rope is not None:
+            qk = rotate(qk, *context.rope)  # queries and keys in one go
+        q, k = qk[:, :, :heads], qk[:, :, heads:]
+        cache = cache.update(k, v, context.place)
 
         # A group's queries share their keys: fold them into rows, [B, K, group * T, H].
         group, length = heads // kv_heads, cache.k.shape[2]
-        q = (q * width**-0.5).reshape(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
+        scale = width**-0.5 if config.scale is None else config.scale
+        q = (q * scale).reshape(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
         scores = ops.matmul_transposed(q.reshape(batch, kv_heads, group * tokens, width), cache.k)
-        scores = scores.reshape(batch, kv_heads, group, tokens, length) + mask
+        if config.softcap is not None:
+            scores = torch.tanh(scores * (1 / config.softcap)) * config.softcap
+        scores = scores.reshape(batch, kv_heads, group, tokens, length) + per_group(context.mask, config)
         weights = torch.softmax(scores, -1).reshape(batch, kv_heads, group * tokens, length)
         out = ops.matmul_transposed(weights, cache.v).reshape(batch, kv_heads, group, tokens, width)
         return self.output(out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads * width)), cache
+
+    def _normalised(self, merged: Tensor, qk: Tensor) -> Tensor:
+        """Queries and keys [B, T, N + K, H] after their norm, if they have one."""
+        config = self.config
+        if config.qk_norm is None:
+            return qk
+        if config.qk_norm.span is NormSpan.HEAD:
+            return self.query_key_norm(qk)  # type: ignore[no-any-return]
+        queries, keys = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        normalised = [self.query_norm(merged[..., :queries]), self.key_norm(merged[..., queries : queries + keys])]
+        return torch.cat(normalised, -1).reshape(qk.shape)

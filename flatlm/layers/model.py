@@ -7,74 +7,123 @@ import torch
 from torch import Tensor, nn
 
 from flatlm.layers import ops
+from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
-from flatlm.layers.config import ModelConfig
-from flatlm.layers.kv_cache import CacheSlots, KVCache
+from flatlm.layers.config import AttentionConfig, MaskConfig, ModelConfig
+from flatlm.layers.kv_cache import CacheGeometry, KVCache, Placement, place, positions_held
 from flatlm.layers.linear import Embedding, Linear
-from flatlm.layers.mask import causal_mask
+from flatlm.layers.mask import attention_mask
 from flatlm.layers.norm import Norm
 from flatlm.layers.rope import rope_tables
 
 
-class StepContext(NamedTuple):
-    """What the prologue computes once for all blocks of a step."""
+class MaskKind(NamedTuple):
+    """What decides a layer's mask: what it may see, and how many slots its cache has."""
+
+    mask: MaskConfig
+    slots: int
+
+
+class StepContexts(NamedTuple):
+    """What the prologue computes once for all blocks of a step: one of each kind that occurs in the model."""
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
-    """Cosines and signed sines [T, 1, H] for each of the config's rotary embeddings."""
-    mask: Tensor
-    """[T, S], additive."""
-    slots: CacheSlots
+    masks: tuple[Tensor, ...]
+    places: tuple[Placement, ...]
 
 
 class Decoder(nn.Module):
     """A language model over static shapes. Its three parts are what an export compiles: `prologue`, each block, `epilogue`."""
 
-    def __init__(self, config: ModelConfig, *, cache_length: int) -> None:
-        """`cache_length`: S, the number of KV slots, at most as many positions as the model knows. Parameters are left unset."""
+    def __init__(self, config: ModelConfig, geometry: CacheGeometry) -> None:
+        """`geometry`: the context's length, at most as many positions as the model knows. Parameters are left unset."""
         super().__init__()
         self.config = config
-        self.cache_length = cache_length
-        self.embedding = Embedding(config.vocab_size, config.embedding_dim)
-        self.blocks = nn.ModuleList(Block(config.embedding_dim, block) for block in config.blocks)
-        self.final_norm = Norm(config.embedding_dim, config.final_norm)
-        self.lm_head = Linear(config.embedding_dim, config.vocab_size, bias=config.head_bias)
+        self.geometry = geometry
+        dim = config.embedding_dim
+        self.embedding = Embedding(config.vocab_size, dim)
+        self.position_embedding = None if config.position_embedding is None else Embedding(config.position_embedding.rows, dim)
+        self.blocks = nn.ModuleList(Block(dim, block) for block in config.blocks)
+        self.final_norm = Norm(config.final_norm, dim)
+        self.lm_head = Linear(dim, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
             self.lm_head.weight = self.embedding.weight
             self.lm_head.tied_to = "embedding"
         ops.name_layers(self)
         for block in self.blocks:
             ops.name_layers(block, "blocks.{}")  # equal blocks are compiled once: the exporter puts the index in
-        self._tables = [rope_tables(rope, cache_length) for rope in config.ropes]
+        self._tables = [rope_tables(rope, geometry.length) for rope in config.ropes]
+        self.kinds = ContextKinds(config, geometry)
 
-    def rope_index(self, layer: int) -> int:
-        """Which of the config's rotary embeddings the layer turns by."""
-        return self.config.ropes.index(self.config.blocks[layer].attention.rope)
-
-    def prologue(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, "StepContext"]:
-        """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what every block needs."""
+    def prologue(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, StepContexts]:
+        """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what the blocks need."""
+        config, length = self.config, self.geometry.length
+        x = self.embedding(tokens)
+        if config.embedding_scale != 1.0:
+            x = x * config.embedding_scale
+        if self.position_embedding is not None and config.position_embedding is not None:
+            x = x + self.position_embedding(input_pos + config.position_embedding.offset)
         ropes = tuple((_at(cos, input_pos), _at(sin, input_pos)) for cos, sin in self._tables)
-        return self.embedding(tokens), StepContext(ropes, causal_mask(input_pos, self.cache_length), CacheSlots.at(input_pos))
+        held = {slots: positions_held(input_pos, slots, length) for slots in self.kinds.slots}
+        masks = tuple(attention_mask(kind.mask, input_pos, held[kind.slots]) for kind in self.kinds.masks)
+        return x, StepContexts(ropes, masks, tuple(place(input_pos, slots, length) for slots in self.kinds.slots))
 
     def epilogue(self, x: Tensor) -> Tensor:
         """From x [B, T, D] to logits [B, T, V]."""
-        return self.lm_head(self.final_norm(x))  # type: ignore[no-any-return]
+        logits: Tensor = self.lm_head(self.final_norm(x))
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits * (1 / cap)) * cap
 
     def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[KVCache]) -> tuple[Tensor, list[KVCache]]:
         """Logits [B, T, V] and the updated caches for tokens [B, T] int32 at consecutive positions input_pos [T] int32."""
-        x, context = self.prologue(tokens, input_pos)
+        x, contexts = self.prologue(tokens, input_pos)
         updated = []
-        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
-            x, cache = block(x, context.ropes[self.rope_index(layer)], context.mask, context.slots, cache)
+        for block, attention, cache in zip(self.blocks, (block.attention for block in self.config.blocks), caches, strict=True):
+            x, cache = block(x, self.kinds.context(contexts, attention), cache)
             updated.append(cache)
         return self.epilogue(x), updated
 
 
+class ContextKinds:
+    """Which ropes, masks and cache lengths occur in a model, and which of them a layer has."""
+
+    def __init__(self, config: ModelConfig, geometry: CacheGeometry) -> None:
+        attentions = [block.attention for block in config.blocks]
+        self.geometry = geometry
+        self.ropes = config.ropes
+        self.masks = tuple(dict.fromkeys(self._mask(attention) for attention in attentions))
+        self.slots = tuple(dict.fromkeys(geometry.slots(attention) for attention in attentions))
+
+    def rope_index(self, attention: AttentionConfig) -> int | None:
+        return None if attention.rope is None else self.ropes.index(attention.rope)
+
+    def mask_index(self, attention: AttentionConfig) -> int:
+        return self.masks.index(self._mask(attention))
+
+    def place_index(self, attention: AttentionConfig) -> int:
+        return self.slots.index(self.geometry.slots(attention))
+
+    def context(self, contexts: StepContexts, attention: AttentionConfig) -> StepContext:
+        """The layer's own."""
+        rope = self.rope_index(attention)
+        return StepContext(
+            None if rope is None else contexts.ropes[rope],
+            contexts.masks[self.mask_index(attention)],
+            contexts.places[self.place_index(attention)],
+        )
+
+    def _mask(self, attention: AttentionConfig) -> MaskKind:
+        return MaskKind(attention.mask, self.geometry.slots(attention))
+
+
 def _at(table: Tensor, input_pos: Tensor) -> Tensor:
     """Rows of a rope table [S, H] at the positions [T], as [T, 1, H]: the same for all heads."""
-    return ops.take_rows(table, input_pos)[:, None, :]
+    return ops.take(table, input_pos, 0)[:, None, :]
 
 
-def build_on_meta(config: ModelConfig, *, cache_length: int) -> Decoder:
+def build_on_meta(config: ModelConfig, geometry: CacheGeometry) -> Decoder:
     """The model without any weight's memory; only the rope tables are real."""
     with torch.device("meta"):
-        return Decoder(config, cache_length=cache_length).eval()
+        return Decoder(config, geometry).eval()

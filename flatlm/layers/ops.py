@@ -106,16 +106,16 @@ def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
     return _matmul_transposed(a, b) if is_exporting() else torch.matmul(a, b.transpose(-1, -2))
 
 
-@torch.library.custom_op("flatlm::take_rows", mutates_args=())
-def _take_rows(table: Tensor, ids: Tensor) -> Tensor:
-    return table[ids]
+@torch.library.custom_op("flatlm::take", mutates_args=())
+def _take(table: Tensor, ids: Tensor, dim: int) -> Tensor:
+    return table.index_select(dim, ids)
 
 
-@_take_rows.register_fake
-def _(table: Tensor, ids: Tensor) -> Tensor:
-    return table.new_empty((*ids.shape, *table.shape[1:]))
+@_take.register_fake
+def _(table: Tensor, ids: Tensor, dim: int) -> Tensor:
+    return table.new_empty((*table.shape[:dim], *ids.shape, *table.shape[dim + 1 :]))
 
 
-def take_rows(table: Tensor, ids: Tensor) -> Tensor:
-    """Rows of table [n, C] for ids [T] int32: [T, C]. Exported as one GATHER."""
-    return _take_rows(table, ids) if is_exporting() else table[ids]
+def take(table: Tensor, ids: Tensor, dim: int) -> Tensor:
+    """Entries of `table` along `dim` for ids [n] int32: that dimension becomes n. Exported as one GATHER."""
+    return _take(table, ids, dim) if is_exporting() else table.index_select(dim, ids)

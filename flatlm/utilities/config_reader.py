@@ -98,6 +98,32 @@ class ConfigReader:
             raise self.wrong(key, f"is not supported; supported are {', '.join(sorted(choices))}")
         return choices[value]
 
+    def positive_floats(self, key: str) -> tuple[float, ...]:
+        """A list of positive numbers."""
+        values = self._get(key, _ABSENT)
+        if not isinstance(values, list) or not values:
+            raise self.wrong(key, "must be a list of positive numbers")
+        each = ConfigReader({str(index): value for index, value in enumerate(values)}, f"{self.source}: {key}")
+        return tuple(each.positive_float(index) for index in each.values)
+
+    def positive_ints(self, key: str) -> tuple[int, ...]:
+        """A list of positive whole numbers."""
+        values = self._get(key, _ABSENT)
+        if not isinstance(values, list) or not all(isinstance(value, int) and value > 0 for value in values):
+            raise self.wrong(key, "must be a list of positive whole numbers")
+        return tuple(values)
+
+    def strings(self, key: str, default: list[str] = _ABSENT) -> list[str]:
+        values = self._get(key, default)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.wrong(key, "must be a list of texts")
+        return values
+
+    def require(self, key: str, value: Any, default: Any = _ABSENT) -> None:
+        """Read a key that only has one supported value."""
+        if self._get(key, value if default is _ABSENT else default) != value:
+            raise self.wrong(key, f"is not supported; {json.dumps(value)} is")
+
     def nested(self, key: str) -> "ConfigReader | None":
         """The object under `key`, or None where it is absent or null."""
         value = self._get(key, None)

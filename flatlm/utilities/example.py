@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.kv_cache import CacheGeometry, empty_caches
 from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.loader import ModelLoader
@@ -18,15 +18,20 @@ def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024) ->
     """The eager model, shaped by the checkpoint's config.json, its weights in float32. Raises ConfigError, CheckpointError."""
     directory = Path(checkpoint_path)
     config, builder = build_config(directory)
-    model = build_on_meta(config, cache_length=min(kv_cache_max_len, config.max_positions))
+    model = build_on_meta(config, CacheGeometry(min(kv_cache_max_len, config.max_positions)))
     with open_checkpoint(directory) as checkpoint:
         ModelLoader(checkpoint, builder.tensor_names).load(model)
     return model
+
+
+def define_and_run(checkpoint_path: str | Path) -> Tensor:
+    """Logits [1, T, V] of the eager model for a few sample tokens."""
+    return run_sample(build_model(checkpoint_path))
 
 
 @torch.inference_mode()
 def run_sample(model: Decoder, tokens: tuple[int, ...] = SAMPLE_TOKENS) -> Tensor:
     """Logits [1, T, V] of a forward pass over sample tokens, at positions 0, 1, ..."""
     ids = torch.tensor([tokens], dtype=torch.int32) % model.config.vocab_size
-    logits, _ = model(ids, torch.arange(len(tokens), dtype=torch.int32), empty_caches(model.config, length=model.cache_length))
+    logits, _ = model(ids, torch.arange(len(tokens), dtype=torch.int32), empty_caches(model.config, model.geometry))
     return logits  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError, OutputError
 from flatlm.layers.config import ModelConfig
+from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
 from flatlm.utilities.checkpoints.lora import LoraStore
@@ -72,7 +73,7 @@ class ExportPlan:
     weights: LoadPlan
     recipe: Recipe
     layout: WeightLayout
-    cache_length: int
+    geometry: CacheGeometry
     prefill_lengths: tuple[int, ...]
     cache_bytes: int
 
@@ -106,8 +107,9 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     weights = loader.plan(config)
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
     layout = WeightLayout(weights.weights, request.recipe)
-    cache = sum(8 * cache_length * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
-    return ExportPlan(config, builder.family, weights, request.recipe, layout, cache_length, prefill_lengths, cache)
+    geometry = CacheGeometry(cache_length, max(prefill_lengths))
+    cache = sum(8 * geometry.slots(block.attention) * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
+    return ExportPlan(config, builder.family, weights, request.recipe, layout, geometry, prefill_lengths, cache)
 
 
 def export(
@@ -127,8 +129,8 @@ def export(
         checkpoint = stack.enter_context(open_checkpoint(request.checkpoint, lora=request.lora))
         plan = plan_export(checkpoint, request)
         specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
-        compiler.submit(plan.config, plan.cache_length, specs)
-        finish = BundleFinisher(request.checkpoint, plan.cache_length) if request.output.suffix == ".litertlm" else None
+        compiler.submit(plan.config, plan.geometry, specs)
+        finish = BundleFinisher(request.checkpoint, plan.geometry.length) if request.output.suffix == ".litertlm" else None
         if finish and request.lora is not None:
             _require_the_same_tokenizer(request.checkpoint, request.lora)
         temporary = stack.enter_context(atomic_output(request.output))
@@ -162,7 +164,7 @@ def export(
         plan.family,
         plan.weights.parameters(),
         tuple(spec.name for spec in specs),
-        plan.cache_length,
+        plan.geometry.length,
         clock.stop(),
         verification,
         str(plan.layout.carry) if plan.layout.carry else None,
@@ -256,7 +258,7 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore,
         **({"lora": checkpoint.adapter_facts()} if isinstance(checkpoint, LoraStore) else {}),
         "parameters": plan.weights.parameters(),
         "signatures": [spec.name for spec in specs],
-        "kv_cache_len": plan.cache_length,
+        "kv_cache_len": plan.geometry.length,
         "vocab_size": plan.config.vocab_size,
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.ignored_config_keys),

@@ -1,52 +1,30 @@
 """The plan of weights: which checkpoint tensors every parameter comes from. Total both ways, by names and shapes."""
 
 import fnmatch
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flatlm.errors import CheckpointError
-from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig
+from flatlm.layers.config import ModelConfig
 from flatlm.layers.model import Decoder
+from flatlm.quantize.carried import IntegerRows, StoredIntegers, concatenate, merge
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.quantized import IntegerStore
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.slots import Indices, Part, Slot, model_slots
+from flatlm.utilities.tensor_names import TensorNames
+
+__all__ = ["LoadPlan", "ModelLoader", "PlannedWeight", "TensorNames"]
 
 MAX_PROBLEMS_LISTED = 12
-
-
-@dataclass(frozen=True)
-class TensorNames:
-    """Where a checkpoint keeps its tensors: names without `.weight` / `.bias`, `{}` for the layer's index. None: the family has none."""
-
-    embedding: str
-    final_norm: str
-    lm_head: str
-    pre_attn_norm: str
-    attn_query_proj: str
-    attn_key_proj: str
-    attn_value_proj: str
-    attn_output_proj: str
-    pre_ff_norm: str
-    ff_up_proj: str
-    ff_down_proj: str
-    ff_gate_proj: str | None = None
-    ignored: tuple[str, ...] = ()
-    """Patterns (fnmatch) of tensors that checkpoints of the family carry and that no number depends on."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A parameter of the model, and the checkpoint tensors whose rows, one below the other, make it up."""
-
-    name: str
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
+NEAR_ROWS = 8
+"""Rows that lie at most so far apart are read in one go, those between them too."""
 
 
 class PlannedWeight:
@@ -55,28 +33,100 @@ class PlannedWeight:
     def __init__(self, slot: Slot, checkpoint: TensorStore) -> None:
         self.slot = slot
         self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._matrix: tuple[Part, Tensor] | None = None  # the part that was last read whole, until all its rows are taken
+        self._taken = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.slot.shape
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) in the stored dtype (the widest, where parts differ)."""
+        """Rows [start, stop) in the stored dtype (the widest, where parts differ; float32, where numbers are added)."""
+        if self.slot.own_shape is not None:  # a matrix of which each part is a row
+            return torch.stack([self._read(part, 0, part.taken[0]) for part in self.slot.parts[start:stop]])
         pieces, first = [], 0
-        for name, (count, *_) in self.slot.parts:
+        for part in self.slot.parts:
+            count = part.taken[0]
             low, high = max(start - first, 0), min(stop - first, count)
             if low < high:
-                pieces.append(self._checkpoint.rows(name, low, high))
+                pieces.append(self._read(part, low, high))
             first += count
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def origin(self, row: int) -> str:
         """The file and tensor that a row comes from."""
-        for name, (count, *_) in self.slot.parts:
+        for part in self.slot.parts:
+            count = 1 if self.slot.own_shape is not None else part.taken[0]
             if row < count:
-                return f"{self._checkpoint.tensors[name].file}: tensor {name}"
+                return f"{self._checkpoint.tensors[part.tensor].file}: tensor {part.tensor}"
             row -= count
         raise IndexError(row)
+
+    def stored_integers(self) -> StoredIntegers | None:
+        """What the checkpoint holds of it as integers; None where it holds floats."""
+        if not isinstance(self._checkpoint, IntegerStore):
+            return None
+        stored = merge([self._checkpoint.stored_integers(part.tensor) for part in self.slot.parts])
+        if stored is None or (
+            self.slot.own_shape is None and not any(part.transposed or part.expert is not None or part.offset for part in self.slot.parts)
+        ):
+            return stored
+        return replace(stored, obstacle=stored.obstacle or "not rows of the stored weight")
+
+    def integer_rows(self, start: int, stop: int) -> IntegerRows:
+        """Rows [start, stop) as the checkpoint stores them."""
+        assert isinstance(self._checkpoint, IntegerStore)
+        pieces, first = [], 0
+        for part in self.slot.parts:
+            low, high = max(start - first, 0), min(stop - first, part.taken[0])
+            if low < high:
+                indices = np.arange(low, high) if part.rows is None else part.rows[low:high]
+                lowest = int(indices.min())
+                read = self._checkpoint.integer_rows(part.tensor, lowest, int(indices.max()) + 1)
+                chosen = torch.from_numpy(indices - lowest)
+                pieces.append(read if part.rows is None else IntegerRows(read.integers[chosen], read.scales[chosen]))
+            first += part.taken[0]
+        return concatenate(pieces)
+
+    def _read(self, part: Part, start: int, stop: int) -> Tensor:
+        if part.transposed or part.expert is not None:
+            matrix = self._whole(part, stop - start)
+            values = matrix[start:stop] if part.rows is None else matrix[torch.from_numpy(part.rows[start:stop])]
+        elif part.rows is None:
+            values = self._checkpoint.rows(part.tensor, start, stop)
+        else:
+            values = self._gather(part.tensor, part.rows[start:stop])
+        return values.to(torch.float32) + part.offset if part.offset else values
+
+    def _gather(self, tensor: str, rows: Indices) -> Tensor:
+        """The rows of these indices, in their order, in as few reads as they lie together."""
+        ascending = np.sort(rows)
+        runs = np.split(ascending, np.flatnonzero(np.diff(ascending) > NEAR_ROWS) + 1)
+        first = np.array([run[0] for run in runs])
+        read = torch.cat([self._checkpoint.rows(tensor, int(run[0]), int(run[-1]) + 1) for run in runs])
+        begins = np.cumsum([0, *(run[-1] + 1 - run[0] for run in runs[:-1])])
+        which = np.searchsorted(first, rows, side="right") - 1
+        return read[torch.from_numpy(rows - first[which] + begins[which])]
+
+    def _whole(self, part: Part, count: int) -> Tensor:
+        """The part's matrix, of which `count` rows are taken now: read once, and kept until all are taken, whatever their order.
+
+        What is stored by columns cannot be read by rows.
+        """
+        with self._lock:
+            if self._matrix is None or self._matrix[0] is not part:
+                if part.expert is None:
+                    stored = self._checkpoint.read(part.tensor)
+                else:
+                    stored = self._checkpoint.rows(part.tensor, part.expert, part.expert + 1)[0]
+                self._matrix = (part, stored.T.contiguous() if part.transposed else stored)
+                self._taken = 0
+            matrix = self._matrix[1]
+            self._taken += count
+            if self._taken >= part.taken[0]:
+                self._matrix = None
+            return matrix
 
 
 @dataclass(frozen=True)
@@ -99,26 +149,22 @@ class ModelLoader:
 
     def __init__(self, checkpoint: TensorStore | str | Path, names: TensorNames) -> None:
         self.checkpoint = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
-        self.names = names
+        self.names = resolve_prefix(names, self.checkpoint.tensors)
 
     def plan(self, config: ModelConfig) -> LoadPlan:
         """Raises one CheckpointError that lists every missing, misshapen, unreadable or unused tensor, before anything is read."""
         slots = list(model_slots(config, self.names))
-        tensors, problems, used = self.checkpoint.tensors, [], set()
-        for slot in slots:
-            for name, shape in slot.parts:
-                used.add(name)
-                if name not in tensors:
-                    problems.append(f"{name} {list(shape)} is missing (needed for {slot.name})")
-                elif tensors[name].shape != shape:
-                    problems.append(f"{name} has shape {list(tensors[name].shape)}, the configuration asks for {list(shape)}")
-                elif not tensors[name].dtype.is_floating_point:
-                    problems.append(f"{name} is {tensors[name].dtype}, not a floating-point type")
-        rest = [name for name in tensors if name not in used]
+        used = {part.tensor for slot in slots for part in slot.parts}
+        rest = [name for name in self.checkpoint.tensors if name not in used]
         patterns = [*self.names.ignored, *([f"{self.names.lm_head}.weight"] if config.tied_head else [])]
-        ignored = tuple(name for name in rest if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-        problems += [f"{name} {list(tensors[name].shape)} is not used by the model" for name in rest if name not in ignored]
+        zeros = self.checkpoint.zero_biases() if isinstance(self.checkpoint, IntegerStore) else frozenset()
+        ignored = tuple(name for name in rest if name in zeros or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        problems = list(dict.fromkeys(self._problems(slots)))
+        for name in rest:
+            if name not in ignored:
+                problems.append(f"{name} {list(self.checkpoint.tensors[name].shape)} is not used by the model")
         if problems:
+            problems += self._hints(config)
             more = f"\n  ... and {len(problems) - MAX_PROBLEMS_LISTED} more" if len(problems) > MAX_PROBLEMS_LISTED else ""
             listed = "".join(f"\n  {problem}" for problem in problems[:MAX_PROBLEMS_LISTED])
             raise CheckpointError(f"{self.checkpoint.directory}: config.json and the weights do not agree:{listed}{more}")
@@ -137,51 +183,32 @@ class ModelLoader:
         model.requires_grad_(False)
         return plan
 
+    def _problems(self, slots: Iterable[Slot]) -> Iterator[str]:
+        tensors = self.checkpoint.tensors
+        for slot in slots:
+            for part in slot.parts:
+                if part.tensor not in tensors:
+                    yield f"{part.tensor} {list(part.shape)} is missing (needed for {slot.name})"
+                elif tensors[part.tensor].shape != part.shape:
+                    yield f"{part.tensor} has shape {list(tensors[part.tensor].shape)}, the configuration asks for {list(part.shape)}"
+                elif not tensors[part.tensor].dtype.is_floating_point:
+                    yield f"{part.tensor} is {tensors[part.tensor].dtype}, not a floating-point type"
 
-def model_slots(config: ModelConfig, names: TensorNames) -> Iterator[Slot]:
-    """Every parameter of the model with its source tensors, in the model's order. Tied heads have no slot of their own."""
-    width = config.embedding_dim
-    yield Slot("embedding.weight", ((f"{names.embedding}.weight", (config.vocab_size, width)),))
-    for layer, block in enumerate(config.blocks):
-        yield from _block_slots(block, names, layer, width)
-    yield from _norm("final_norm", names.final_norm, config.final_norm, width)
-    head = [(names.lm_head, config.vocab_size)]
-    slots = list(_linear("lm_head", head, width, bias=config.head_bias))
-    yield from slots[1:] if config.tied_head else slots
-
-
-def _block_slots(block: BlockConfig, names: TensorNames, layer: int, width: int) -> Iterator[Slot]:
-    at = _LayerNames(names, layer)
-    attention, feed_forward, prefix = block.attention, block.feed_forward, f"blocks.{layer}"
-    queries, keys = attention.num_query_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
-    yield from _norm(f"{prefix}.attention_norm", at["pre_attn_norm"], block.attention_norm, width)
-    merged = [(at["attn_query_proj"], queries), (at["attn_key_proj"], keys), (at["attn_value_proj"], keys)]
-    yield from _linear(f"{prefix}.attention.qkv", merged, width, bias=attention.qkv_bias)
-    yield from _linear(f"{prefix}.attention.output", [(at["attn_output_proj"], width)], queries, bias=attention.output_bias)
-    yield from _norm(f"{prefix}.feed_forward_norm", at["pre_ff_norm"], block.feed_forward_norm, width)
-    hidden = feed_forward.hidden_dim
-    if feed_forward.gated:
-        merged = [(at["ff_gate_proj"], hidden), (at["ff_up_proj"], hidden)]
-        yield from _linear(f"{prefix}.feed_forward.gate_up", merged, width, bias=feed_forward.bias)
-    else:
-        yield from _linear(f"{prefix}.feed_forward.up", [(at["ff_up_proj"], hidden)], width, bias=feed_forward.bias)
-    yield from _linear(f"{prefix}.feed_forward.down", [(at["ff_down_proj"], width)], hidden, bias=feed_forward.bias)
+    def _hints(self, config: ModelConfig) -> list[str]:
+        """What to do about a fine-tune whose embedding has grown and whose config.json has not."""
+        record = self.checkpoint.tensors.get(f"{self.names.embedding}.weight")
+        if record is None or len(record.shape) != 2 or record.shape[0] == config.vocab_size:
+            return []
+        return [f"the embedding has {record.shape[0]} rows: if tokens were added to the model, set vocab_size to that in config.json"]
 
 
-class _LayerNames(dict[str, str]):
-    """The names with a layer's index put in."""
-
-    def __init__(self, names: TensorNames, layer: int) -> None:
-        super().__init__({f.name: getattr(names, f.name).format(layer) for f in fields(names) if isinstance(getattr(names, f.name), str)})
-
-
-def _linear(name: str, parts: list[tuple[str, int]], columns: int, *, bias: bool) -> Iterator[Slot]:
-    yield Slot(f"{name}.weight", tuple((f"{part}.weight", (rows, columns)) for part, rows in parts))
-    if bias:
-        yield Slot(f"{name}.bias", tuple((f"{part}.bias", (rows,)) for part, rows in parts))
-
-
-def _norm(name: str, source: str, config: NormConfig, width: int) -> Iterator[Slot]:
-    yield Slot(f"{name}.weight", ((f"{source}.weight", (width,)),))
-    if config.bias:
-        yield Slot(f"{name}.bias", ((f"{source}.bias", (width,)),))
+def resolve_prefix(names: TensorNames, tensors: Iterable[str]) -> TensorNames:
+    """The names as the checkpoint at hand begins them: the family's own, or the first of its other prefixes that has the embedding."""
+    present = set(tensors)
+    if f"{names.embedding}.weight" in present:
+        return names
+    for written, found in names.prefixes:
+        other = names.renamed(written, found)
+        if f"{other.embedding}.weight" in present:
+            return other
+    return names

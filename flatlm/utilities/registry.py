@@ -11,7 +11,7 @@ from flatlm.utilities.config_reader import ConfigReader
 
 if TYPE_CHECKING:
     from flatlm.layers.config import ModelConfig
-    from flatlm.utilities.loader import TensorNames
+    from flatlm.utilities.tensor_names import TensorNames
 
 
 @dataclass(frozen=True)

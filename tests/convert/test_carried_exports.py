@@ -20,7 +20,7 @@ from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.loader import ModelLoader, PlannedWeight
+from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.registry import build_config
 from tests.quantized_checkpoints import (
     Linear,
@@ -34,8 +34,6 @@ from tests.quantized_checkpoints import (
     random_linear,
     save_llama,
 )
-
-pytestmark = pytest.mark.skipif(not hasattr(PlannedWeight, "stored_integers"), reason="PlannedWeight does not offer integers yet")
 
 
 def part(linears: dict[str, Linear], layer: int, *names: str) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Tiny reference models from transformers, every parameter random, saved as the checkpoints that people have."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,63 @@ import transformers
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration of one family: the keys that differ from the base."""
+    """One configuration of one family: transformers' class, and the keys of its config. `exported`: also run as an exported file.
+
+    `spread`: the standard deviation of the random weights.
+    """
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
+    family: str = "llama"
+    reference: str = "LlamaForCausalLM"
+    exported: bool = False
+    spread: float = 0.2
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.family}-{self.name}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Makes a family's cases: the class, and the keys that all its cases begin with."""
+
+    name: str
+    reference: str
+    base: dict[str, Any]
+    spread: float = 0.2
+
+    def case(self, name: str, *, exported: bool = False, **config: Any) -> Case:
+        return Case(name, {**self.base, **config}, self.name, self.reference, exported, self.spread)
+
+
+def make_reference(case: Case, directory: Path, *, seed: int = 0, decided: bool = False, **save: Any) -> Any:
+    """The reference, in evaluation mode, saved to `directory`. Norms and biases are random too, so that a swap shows.
+
+    `decided`: it has a clear favourite for most tokens, as trained models have; the logits of purely random weights are near ties.
+    """
+    model_class = getattr(transformers, case.reference)
+    model = model_class(model_class.config_class(**case.config)).eval()
+    randomise(model, seed=seed, spread=case.spread)
+    if decided:
+        decide(model)
+    model.save_pretrained(directory, **save)
+    return model
+
+
+def randomise(model: torch.nn.Module, *, seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_scale = parameter.dim() == 1 and name.endswith("weight")
+        parameter.data = 1 + 0.3 * noise if is_scale else spread * noise
+
+
+def decide(model: Any) -> None:
+    """Make each token's own embedding count for more, and let it point at the head's row of another token."""
+    embedding, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
+    embedding *= 4
+    if head.data_ptr() != embedding.data_ptr():
+        head += 0.5 * embedding.roll(5, 0)
 
 
 LLAMA_BASE = {
@@ -32,36 +82,8 @@ LLAMA_BASE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-LLAMA_CASES = [
-    Case("llama2", {"num_key_value_heads": 4}),
-    Case("grouped_queries"),
-    Case("one_key_value_head", {"num_key_value_heads": 1}),
-    Case("llama3_rope_scaling", {"rope_parameters": {"rope_theta": 500000.0, **LLAMA3_ROPE}}),
-    Case("linear_rope_scaling", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}}),
-    Case("rope_base", {"rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}}),
-    Case("tied_head", {"tie_word_embeddings": True}),
-    Case("biases", {"attention_bias": True, "mlp_bias": True}),
-    Case("wide_heads", {"head_dim": 32}),
-    Case("gelu", {"hidden_act": "gelu"}),
-    Case("gelu_tanh", {"hidden_act": "gelu_pytorch_tanh"}),
-    Case("relu", {"hidden_act": "relu"}),
-    Case("eps", {"rms_norm_eps": 1e-2}),
-]
 
 
-def make_llama(case: Case, directory: Path, *, seed: int = 0, **save: Any) -> transformers.LlamaForCausalLM:
-    """The reference, in evaluation mode, saved to `directory`. Norms and biases are random too, so that a swap shows."""
-    generator = torch.Generator().manual_seed(seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA_BASE, **case.config})).eval()
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.3 * noise if "norm" in name else 0.2 * noise
-    model.save_pretrained(directory, **save)
-    return model
+def make_llama(case: Case, directory: Path, *, seed: int = 0, **save: Any) -> Any:
+    """A Llama, the keys of its config that the case does not give as LLAMA_BASE has them."""
+    return make_reference(replace(case, config={**LLAMA_BASE, **case.config}), directory, seed=seed, **save)

@@ -1,4 +1,4 @@
-"""Llama against transformers: tiny models, every parameter random, with and without cache, eager and exported."""
+"""Llama's published configurations, and the two forms of its rope keys."""
 
 import json
 from pathlib import Path
@@ -7,55 +7,13 @@ import pytest
 import torch
 
 from flatlm.examples import llama, smollm, tiny_llama
-from flatlm.generative.verify import verify
-from flatlm.layers.kv_cache import empty_caches
+from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import build_on_meta
-from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.registry import build_config
-from tests.examples.references import LLAMA3_ROPE, LLAMA_BASE, LLAMA_CASES, Case, make_llama
+from tests.examples.cases.llama import LLAMA3_ROPE
+from tests.examples.references import LLAMA_BASE, Case, make_llama
 
 TOLERANCE = 1e-4
-EXPORTED = ("grouped_queries", "llama3_rope_scaling", "biases")
-
-
-def logits_in_steps(model, ids: torch.Tensor, steps: list[int]) -> torch.Tensor:
-    """Logits [T, V] of an eager model that reads the ids a few at a time."""
-    caches, position, out = empty_caches(model.config, length=model.cache_length), 0, []
-    for step in steps:
-        logits, caches = model(ids[:, position : position + step], torch.arange(position, position + step, dtype=torch.int32), caches)
-        out.append(logits[0])
-        position += step
-    return torch.cat(out)
-
-
-@pytest.mark.parametrize("case", LLAMA_CASES, ids=str)
-@torch.inference_mode()
-def test_eager_logits_are_transformers(case: Case, tmp_path: Path) -> None:
-    reference = make_llama(case, tmp_path)
-    model = llama.build_model(tmp_path, kv_cache_max_len=48)
-    ids = torch.randint(0, 128, (1, 40), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
-    expected = reference(ids.long()).logits[0]
-    for steps in ([40], [1] * 40, [17, 1, 1, 21]):
-        assert float((logits_in_steps(model, ids, steps) - expected).abs().max()) <= TOLERANCE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in LLAMA_CASES if case.name in EXPORTED], ids=str)
-def test_exported_file_is_transformers(case: Case, tmp_path: Path) -> None:
-    make_llama(case, tmp_path / "checkpoint")
-    output = tmp_path / "model.tflite"
-    export(ExportRequest(tmp_path / "checkpoint", output, recipe=llama_recipe("none"), prefill_lengths=(4, 16), kv_cache_len=48))
-    report = verify(output, tmp_path / "checkpoint", tokens=160, against="transformers")
-    assert report.max_abs_error <= TOLERANCE, report
-    assert report.tokens_compared >= 160
-    assert report.greedy_tokens_equal == report.greedy_tokens == 32
-    assert report.passed
-
-
-def llama_recipe(name: str):
-    from flatlm.quantize.recipes import get_recipe
-
-    return get_recipe(name)
 
 
 def test_the_old_and_the_new_rope_keys_mean_the_same(tmp_path: Path) -> None:
@@ -78,7 +36,7 @@ def test_the_old_and_the_new_rope_keys_mean_the_same(tmp_path: Path) -> None:
 )
 def test_published_configurations_have_the_published_sizes(family, parameters: int) -> None:
     config = family.get_model_config()
-    model = build_on_meta(config, cache_length=16)
+    model = build_on_meta(config, CacheGeometry(16))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 

@@ -1,0 +1,156 @@
+"""Parts of a config.json that many families share: heads, rotary embedding, windows, activations."""
+
+import math
+from dataclasses import dataclass
+
+from flatlm.layers.config import (
+    Activation,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
+from flatlm.utilities.config_reader import ConfigReader
+
+ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "relu": Activation.RELU,
+}
+"""transformers' names in `hidden_act`."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The widths of attention: D, N, K, H."""
+
+    dim: int
+    query: int
+    key_value: int
+    width: int
+
+
+def read_heads(hf_config: ConfigReader) -> Heads:
+    """`hidden_size`, `num_attention_heads`, `num_key_value_heads` (as many) and `head_dim` (hidden_size shared out). Raises ConfigError."""
+    dim, heads = hf_config.positive_int("hidden_size"), hf_config.positive_int("num_attention_heads")
+    kv_heads = hf_config.positive_int("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise hf_config.wrong("num_key_value_heads", f"does not divide num_attention_heads = {heads}")
+    if not hf_config.has("head_dim") and dim % heads:
+        raise hf_config.wrong("hidden_size", f"is not a multiple of num_attention_heads = {heads}, and there is no head_dim")
+    width = hf_config.positive_int("head_dim", dim // heads)
+    if width % 2:
+        raise hf_config.wrong("head_dim", "must be even: rotary embedding turns pairs")
+    return Heads(dim, heads, kv_heads, width)
+
+
+def read_rope(
+    hf_config: ConfigReader, head_dim: int, *, base: float = 10000.0, partial: float = 1.0, layer_type: str | None = None
+) -> RopeConfig:
+    """Base, scaling and turning entries from `rope_parameters`, or from `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
+
+    `base` and `partial`: the family's defaults. `layer_type`: the key under which `rope_parameters` keeps those of a kind of layer.
+    """
+    base = hf_config.positive_float("rope_theta", base)
+    partial = hf_config.positive_float("partial_rotary_factor", partial)
+    scaling = hf_config.nested("rope_parameters") or hf_config.nested("rope_scaling")
+    hf_config.skip("rope_parameters", "rope_scaling")
+    if scaling is not None and layer_type is not None and scaling.has(layer_type):
+        scaling = scaling.nested(layer_type)
+    if scaling is None:
+        return _rope(hf_config, head_dim, base, None, partial)
+    base, partial = scaling.positive_float("rope_theta", base), scaling.positive_float("partial_rotary_factor", partial)
+    kind = "rope_type" if scaling.has("rope_type") else "type"
+    read = scaling.choice(kind, SCALINGS, "default")
+    rope = _rope(scaling, head_dim, base, read(scaling, hf_config), partial)
+    if isinstance(rope.scaling, LongRopeScaling) and (rope.rotary_dim or head_dim) != 2 * len(rope.scaling.short_factors):
+        raise scaling.wrong("short_factor", f"must have {(rope.rotary_dim or head_dim) // 2} numbers, one for each pair that turns")
+    scaling.skip("type", "rope_type")
+    scaling.finish()
+    return rope
+
+
+def _rope(reader: ConfigReader, head_dim: int, base: float, scaling: RopeScaling | None, partial: float) -> RopeConfig:
+    turning = int(head_dim * partial)
+    if not 0 < turning <= head_dim or turning % 2:
+        raise reader.wrong("partial_rotary_factor", f"makes {turning} of a head's {head_dim} entries turn; that must be even")
+    return RopeConfig(head_dim, base, scaling, None if turning == head_dim else turning)
+
+
+def _unscaled(scaling: ConfigReader, _: ConfigReader) -> None:
+    scaling.skip("factor")  # some writers leave it at 1
+
+
+def _dynamic(scaling: ConfigReader, _: ConfigReader) -> None:
+    """Dynamic NTK changes nothing up to `max_position_embeddings`, which is as far as an exported context goes."""
+    scaling.skip("factor", "original_max_position_embeddings")
+
+
+def _linear(scaling: ConfigReader, _: ConfigReader) -> RopeScaling:
+    return LinearScaling(scaling.positive_float("factor"))
+
+
+def _llama3(scaling: ConfigReader, _: ConfigReader) -> RopeScaling:
+    low, high = scaling.positive_float("low_freq_factor"), scaling.positive_float("high_freq_factor")
+    if low >= high:
+        raise scaling.wrong("low_freq_factor", f"must be below high_freq_factor = {high}")
+    return Llama3Scaling(scaling.positive_float("factor"), low, high, scaling.positive_int("original_max_position_embeddings"))
+
+
+def _yarn(scaling: ConfigReader, model: ConfigReader) -> RopeScaling:
+    longest = model.positive_int("max_position_embeddings", 2048)
+    original = scaling.positive_int("original_max_position_embeddings", longest)
+    factor = scaling.positive_float("factor", longest / original)
+    attention = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
+    if scaling.has("mscale") and scaling.has("mscale_all_dim"):
+        first, second = (
+            1.0 if factor <= 1 else 0.1 * scaling.positive_float(key) * math.log(factor) + 1.0 for key in ("mscale", "mscale_all_dim")
+        )
+        attention = first / second
+    scaling.skip("mscale", "mscale_all_dim")  # one without the other counts for nothing
+    return YarnScaling(
+        factor,
+        original,
+        scaling.positive_float("attention_factor", attention),
+        scaling.positive_float("beta_fast", 32.0),
+        scaling.positive_float("beta_slow", 1.0),
+        scaling.boolean("truncate", True),
+    )
+
+
+def _longrope(scaling: ConfigReader, model: ConfigReader) -> RopeScaling:
+    longest = model.positive_int("max_position_embeddings")
+    original = model.positive_int("original_max_position_embeddings", longest)  # Phi keeps it outside
+    original = scaling.positive_int("original_max_position_embeddings", original)
+    factor = scaling.positive_float("factor", longest / original)
+    attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    short, long = scaling.positive_floats("short_factor"), scaling.positive_floats("long_factor")
+    if len(short) != len(long):
+        raise scaling.wrong("long_factor", f"has {len(long)} numbers, short_factor {len(short)}")
+    return LongRopeScaling(short, long, original, scaling.positive_float("attention_factor", attention))
+
+
+SCALINGS = {
+    "default": _unscaled,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,
+}
+"""How `rope_type` is read: the rest of its object, with the model's own configuration at hand."""
+
+
+def read_layer_types(hf_config: ConfigReader, layers: int, default: list[str]) -> list[bool]:
+    """For each layer, whether it sees a window only, from `layer_types` (or the family's default, for so many layers)."""
+    types = hf_config.strings("layer_types", default)
+    if len(types) != layers or not set(types) <= {"sliding_attention", "full_attention"}:
+        raise hf_config.wrong("layer_types", f"must name sliding_attention or full_attention for each of {layers} layers")
+    return [kind == "sliding_attention" for kind in types]

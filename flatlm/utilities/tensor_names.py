@@ -1,0 +1,59 @@
+"""Where a family's checkpoints keep their tensors, and how they pack them: data, one record for each family."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Names without `.weight` / `.bias`; `{}` stands for the layer's index (and a second one for the expert's). None: the family has none.
+
+    A fused projection takes the place of the separate ones.
+    """
+
+    embedding: str
+    final_norm: str
+    lm_head: str = "lm_head"
+    position_embedding: str | None = None
+    pre_attn_norm: str | None = None
+    attn_query_proj: str | None = None
+    attn_key_proj: str | None = None
+    attn_value_proj: str | None = None
+    attn_fused_qkv_proj: str | None = None
+    attn_output_proj: str | None = None
+    attn_query_norm: str | None = None
+    attn_key_norm: str | None = None
+    post_attn_norm: str | None = None
+    pre_ff_norm: str | None = None
+    ff_up_proj: str | None = None
+    ff_down_proj: str | None = None
+    ff_gate_proj: str | None = None
+    ff_fused_gate_up_proj: str | None = None
+    post_ff_norm: str | None = None
+    router: str | None = None
+
+    grouped_qkv: bool = False
+    """The rows of a fused qkv come group by group, [K, (N/K queries, key, value), H], not as [queries | keys | values]."""
+    interleaved_rope: bool = False
+    """Entries 2i and 2i + 1 of a head turn together, not i and i + R/2."""
+    transposed: bool = False
+    """The blocks' matrices are stored [in, out] (transformers' Conv1D)."""
+    stacked_experts: bool = False
+    """An expert's matrices are slices [e] of one tensor [E, out, in], named without `.weight`."""
+    head_norms_apart: bool = False
+    """Each head's query or key norm is a tensor of its own: their names have a second `{}`, for the head."""
+    norm_offset: float = 0.0
+    """Added to the RMS norms' weights: 1 where the checkpoint keeps their difference from 1."""
+
+    prefixes: tuple[tuple[str, str], ...] = ()
+    """Other beginnings that checkpoints give the names: (as written here, as found there). The first under which the embedding is found."""
+    ignored: tuple[str, ...] = ()
+    """Patterns (fnmatch) of tensors that checkpoints of the family carry and that no number depends on."""
+
+    def renamed(self, written: str, found: str) -> "TensorNames":
+        """The same with one beginning in place of another."""
+        changed = {}
+        for field in fields(self):
+            name = getattr(self, field.name)
+            if isinstance(name, str) and name.startswith(written):
+                changed[field.name] = found + name.removeprefix(written)
+        return TensorNames(**{field.name: getattr(self, field.name) for field in fields(self)} | changed)

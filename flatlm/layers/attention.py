@@ -44,10 +44,10 @@ class Attention(nn.Module):
         heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         batch, tokens, _ = x.shape
         merged = self.qkv(x)
-        if config.clip is not None:
-            merged = merged.clamp(-config.clip, config.clip)
         qkv = merged.reshape(batch, tokens, heads + 2 * kv_heads, width)
         qk, v = self._normalised(merged, qkv[:, :, : heads + kv_heads]), qkv[:, :, heads + kv_heads :]
+        if config.clip is not None:
+            qk, v = qk.clamp(-config.clip, config.clip), v.clamp(-config.clip, config.clip)
         if context.rope is not None:
             qk = rotate(qk, *context.rope)  # queries and keys in one go
         q, k = qk[:, :, :heads], qk[:, :, heads:]

@@ -130,7 +130,8 @@ class AttentionConfig:
     """Causal self-attention with grouped queries (Ainslie et al. 2023): N query heads share K key/value heads, N % K == 0.
 
     `rope`: None where positions are not turned in (NoPE, learned positions, ALiBi). `scale`: of the scores (None: H^-1/2).
-    `softcap`: scores become softcap * tanh(scores / softcap). `clip`: q, k and v are clamped to [-clip, clip].
+    `softcap`: scores become softcap * tanh(scores / softcap). `clip`: q, k and v are clamped to [-clip, clip],
+    after their norm.
     """
 
     num_query_heads: int

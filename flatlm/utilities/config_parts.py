@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flatlm.layers.config import (
     Activation,
+    FeedForwardConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -36,15 +37,18 @@ class Heads:
     width: int
 
 
-def read_heads(hf_config: ConfigReader) -> Heads:
-    """`hidden_size`, `num_attention_heads`, `num_key_value_heads` (as many) and `head_dim` (hidden_size shared out). Raises ConfigError."""
+def read_heads(hf_config: ConfigReader, *, default_width: int | None = None) -> Heads:
+    """`hidden_size`, `num_attention_heads`, `num_key_value_heads` (as many), `head_dim` (`default_width`, or hidden_size shared out).
+
+    Raises ConfigError.
+    """
     dim, heads = hf_config.positive_int("hidden_size"), hf_config.positive_int("num_attention_heads")
     kv_heads = hf_config.positive_int("num_key_value_heads", heads)
     if heads % kv_heads:
         raise hf_config.wrong("num_key_value_heads", f"does not divide num_attention_heads = {heads}")
-    if not hf_config.has("head_dim") and dim % heads:
+    if not hf_config.has("head_dim") and default_width is None and dim % heads:
         raise hf_config.wrong("hidden_size", f"is not a multiple of num_attention_heads = {heads}, and there is no head_dim")
-    width = hf_config.positive_int("head_dim", dim // heads)
+    width = hf_config.positive_int("head_dim", default_width or dim // heads)
     if width % 2:
         raise hf_config.wrong("head_dim", "must be even: rotary embedding turns pairs")
     return Heads(dim, heads, kv_heads, width)
@@ -154,3 +158,17 @@ def read_layer_types(hf_config: ConfigReader, layers: int, default: list[str]) -
     if len(types) != layers or not set(types) <= {"sliding_attention", "full_attention"}:
         raise hf_config.wrong("layer_types", f"must name sliding_attention or full_attention for each of {layers} layers")
     return [kind == "sliding_attention" for kind in types]
+
+
+def read_qwen_windows(hf_config: ConfigReader, layers: int) -> list[int | None]:
+    """Each layer's window, from `use_sliding_window`, `sliding_window`, `max_window_layers` and `layer_types`."""
+    used = hf_config.boolean("use_sliding_window", False)
+    window = hf_config.positive_int("sliding_window", 4096)
+    first = hf_config.whole("max_window_layers", 28)
+    default = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(layers)]
+    return [window if local and used else None for local in read_layer_types(hf_config, layers, default)]
+
+
+def read_gated(hf_config: ConfigReader, *, width: str = "intermediate_size", bias: bool = False) -> FeedForwardConfig:
+    """A gated feed-forward of `intermediate_size` (or the key `width`) and `hidden_act`."""
+    return FeedForwardConfig(hf_config.positive_int(width), hf_config.choice("hidden_act", ACTIVATIONS, "silu"), bias=bias)

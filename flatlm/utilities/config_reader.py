@@ -79,6 +79,13 @@ class ConfigReader:
             raise self.wrong(key, "must be a positive whole number")
         return value
 
+    def whole(self, key: str, default: int = _ABSENT) -> int:
+        """A whole number that may be 0."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.wrong(key, "must be a whole number, 0 or more")
+        return value
+
     def positive_float(self, key: str, default: float = _ABSENT) -> float:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -112,6 +119,27 @@ class ConfigReader:
         if not isinstance(values, list) or not all(isinstance(value, int) and value > 0 for value in values):
             raise self.wrong(key, "must be a list of positive whole numbers")
         return tuple(values)
+
+    def wholes(self, key: str, default: list[int] = _ABSENT) -> tuple[int, ...]:
+        """A list of whole numbers, 0 or more."""
+        values = self._get(key, default)
+        if not isinstance(values, list) or not all(isinstance(value, int) and value >= 0 for value in values):
+            raise self.wrong(key, "must be a list of whole numbers, 0 or more")
+        return tuple(values)
+
+    def optional_int(self, key: str, default: int | None) -> int | None:
+        """A positive whole number; None where the key is there and null. `default` only where it is absent."""
+        if (key in self.values and self.values[key] is None) or (key not in self.values and default is None):
+            self._read.add(key)
+            return None
+        return self.positive_int(key, _ABSENT if default is None else default)
+
+    def optional_float(self, key: str, default: float | None) -> float | None:
+        """A positive number; None where the key is there and null. `default` only where it is absent."""
+        if (key in self.values and self.values[key] is None) or (key not in self.values and default is None):
+            self._read.add(key)
+            return None
+        return self.positive_float(key, _ABSENT if default is None else default)
 
     def strings(self, key: str, default: list[str] = _ABSENT) -> list[str]:
         values = self._get(key, default)

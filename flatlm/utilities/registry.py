@@ -31,7 +31,55 @@ FAMILIES = (
         "flatlm.examples.llama",
         ("LlamaForCausalLM", "LLaMAForCausalLM"),
         "transformers.LlamaForCausalLM",
-        "Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM, SmolLM2",
+        "Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM, SmolLM2, Falcon3, AMD-Llama, DeepSeek-R1 distilled into Llama",
+    ),
+    FamilyRecord(
+        "mistral", "flatlm.examples.mistral", ("MistralForCausalLM",), "transformers.MistralForCausalLM", "Mistral 7B, Nemo, Ministral"
+    ),
+    FamilyRecord(
+        "qwen2",
+        "flatlm.examples.qwen2",
+        ("Qwen2ForCausalLM",),
+        "transformers.Qwen2ForCausalLM",
+        "Qwen2, Qwen2.5, Hammer, DeepSeek-R1 distilled into Qwen",
+    ),
+    FamilyRecord(
+        "qwen3",
+        "flatlm.examples.qwen3",
+        ("Qwen3ForCausalLM",),
+        "transformers.Qwen3ForCausalLM",
+        "Qwen3",
+    ),
+    FamilyRecord(
+        "smollm3",
+        "flatlm.examples.smollm3",
+        ("SmolLM3ForCausalLM",),
+        "transformers.SmolLM3ForCausalLM",
+        "SmolLM3",
+    ),
+    FamilyRecord(
+        "mixtral",
+        "flatlm.examples.mixtral",
+        ("MixtralForCausalLM",),
+        "transformers.MixtralForCausalLM",
+        "Mixtral 8x7B, 8x22B",
+    ),
+    FamilyRecord(
+        "qwen3_moe", "flatlm.examples.qwen3_moe", ("Qwen3MoeForCausalLM",), "transformers.Qwen3MoeForCausalLM", "Qwen3-30B-A3B, 235B-A22B"
+    ),
+    FamilyRecord(
+        "olmoe",
+        "flatlm.examples.olmoe",
+        ("OlmoeForCausalLM",),
+        "transformers.OlmoeForCausalLM",
+        "OLMoE 1B-7B",
+    ),
+    FamilyRecord(
+        "granite_moe",
+        "flatlm.examples.granite_moe",
+        ("GraniteMoeForCausalLM",),
+        "transformers.GraniteMoeForCausalLM",
+        "Granite 3.0 and 3.1 A400M, A800M",
     ),
 )
 

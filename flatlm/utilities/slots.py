@@ -149,17 +149,17 @@ class _BlockSlots:
     def _feed_forward(self, name: str, config: FeedForwardConfig, expert: tuple[int, int] | None = None) -> Iterator[Slot]:
         """`expert`: its index, and of how many."""
         hidden, width = config.hidden_dim, self.width
-        index = () if expert is None else (expert[0],)
-        up = _Rows(self._name("ff_up_proj", *index), hidden)
-        if config.gated and self.names.ff_fused_gate_up_proj is not None:
-            fused = [_Rows(self._name("ff_fused_gate_up_proj", *index), 2 * hidden)]
+        kind, index = ("ff", ()) if expert is None else ("expert", (expert[0],))
+        up = _Rows(self._name(f"{kind}_up_proj", *index), hidden)
+        if config.gated and getattr(self.names, f"{kind}_fused_gate_up_proj") is not None:
+            fused = [_Rows(self._name(f"{kind}_fused_gate_up_proj", *index), 2 * hidden)]
             yield from self._linear(f"{name}.gate_up", fused, width, bias=config.bias, expert=expert)
         elif config.gated:
-            merged = [_Rows(self._name("ff_gate_proj", *index), hidden), up]
+            merged = [_Rows(self._name(f"{kind}_gate_proj", *index), hidden), up]
             yield from self._linear(f"{name}.gate_up", merged, width, bias=config.bias, expert=expert)
         else:
             yield from self._linear(f"{name}.up", [up], width, bias=config.bias, expert=expert)
-        down = [_Rows(self._name("ff_down_proj", *index), width)]
+        down = [_Rows(self._name(f"{kind}_down_proj", *index), width)]
         yield from self._linear(f"{name}.down", down, hidden, bias=config.bias, expert=expert)
 
     def _mixture(self, config: MixtureConfig) -> Iterator[Slot]:
@@ -176,7 +176,7 @@ class _BlockSlots:
         for part in rows:
             shape = (columns, part.stored) if self.names.transposed else (part.stored, columns)
             if stacked is not None:
-                parts.append(Part(part.source, (stacked[1], *shape), part.indices, stacked[0], self.names.transposed))
+                parts.append(Part(f"{part.source}.weight", (stacked[1], *shape), part.indices, stacked[0], self.names.transposed))
             else:
                 parts.append(Part(f"{part.source}.weight", shape, part.indices, None, self.names.transposed))
         yield Slot(f"{self.prefix}.{name}.weight", tuple(parts))

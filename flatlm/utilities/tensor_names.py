@@ -30,6 +30,10 @@ class TensorNames:
     ff_fused_gate_up_proj: str | None = None
     post_ff_norm: str | None = None
     router: str | None = None
+    expert_gate_proj: str | None = None
+    expert_up_proj: str | None = None
+    expert_fused_gate_up_proj: str | None = None
+    expert_down_proj: str | None = None
 
     grouped_qkv: bool = False
     """The rows of a fused qkv come group by group, [K, (N/K queries, key, value), H], not as [queries | keys | values]."""
@@ -38,7 +42,7 @@ class TensorNames:
     transposed: bool = False
     """The blocks' matrices are stored [in, out] (transformers' Conv1D)."""
     stacked_experts: bool = False
-    """An expert's matrices are slices [e] of one tensor [E, out, in], named without `.weight`."""
+    """An expert's matrices are slices [e] of one tensor [E, out, in]."""
     head_norms_apart: bool = False
     """Each head's query or key norm is a tensor of its own: their names have a second `{}`, for the head."""
     norm_offset: float = 0.0

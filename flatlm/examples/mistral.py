@@ -1,0 +1,45 @@
+"""Mistral: Llama's architecture, in its first version with a window of 4096 tokens.
+
+Reference: transformers.MistralForCausalLM. Paper: Jiang et al. 2023 (arXiv 2310.06825).
+"""
+
+from pathlib import Path
+
+from flatlm.examples.llama import TENSOR_NAMES
+from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.example import build_model, define_and_run
+from flatlm.utilities.registry import ConfigBuilder
+
+__all__ = ["TENSOR_NAMES", "MistralConfigBuilder", "build_model", "define_and_run"]
+
+
+class MistralConfigBuilder(ConfigBuilder):
+    """config.json of transformers.MistralConfig."""
+
+    family = "mistral"
+    tensor_names = TENSOR_NAMES
+
+    @classmethod
+    def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
+        heads = read_heads(hf_config)
+        window = hf_config.optional_int("sliding_window", 4096)
+        rope = read_rope(hf_config, heads.width)
+        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, mask=MaskConfig(window))
+        norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
+        block = BlockConfig(attention, read_gated(hf_config), norm, norm)
+        return ModelConfig(
+            vocab_size=hf_config.positive_int("vocab_size"),
+            embedding_dim=heads.dim,
+            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
+            max_positions=hf_config.positive_int("max_position_embeddings", 131072),
+            final_norm=norm,
+            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        )
+
+
+if __name__ == "__main__":
+    from flatlm.commands.convert_script import main
+
+    main(__doc__)

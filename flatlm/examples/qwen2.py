@@ -1,0 +1,49 @@
+"""Qwen2 and Qwen2.5, and what was made from them: Hammer, DeepSeek-R1's distillations into Qwen.
+
+Llama's architecture with biases on queries, keys and values. Reference: transformers.Qwen2ForCausalLM.
+Papers: Yang et al. 2024 (arXiv 2407.10671, 2412.15115).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from flatlm.examples.llama import TENSOR_NAMES
+from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_gated, read_heads, read_qwen_windows, read_rope
+from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.example import build_model, define_and_run
+from flatlm.utilities.registry import ConfigBuilder
+
+__all__ = ["TENSOR_NAMES", "Qwen2ConfigBuilder", "build_model", "define_and_run"]
+
+
+class Qwen2ConfigBuilder(ConfigBuilder):
+    """config.json of transformers.Qwen2Config."""
+
+    family = "qwen2"
+    tensor_names = TENSOR_NAMES
+
+    @classmethod
+    def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
+        heads, layers = read_heads(hf_config), hf_config.positive_int("num_hidden_layers")
+        attention = AttentionConfig(heads.query, heads.key_value, heads.width, read_rope(hf_config, heads.width), qkv_bias=True)
+        norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
+        feed_forward = read_gated(hf_config)
+        hf_config.skip("use_mrope")  # of the published Qwen2.5: false, and for images where it is not
+        return ModelConfig(
+            vocab_size=hf_config.positive_int("vocab_size"),
+            embedding_dim=heads.dim,
+            blocks=tuple(
+                BlockConfig(replace(attention, mask=MaskConfig(window)), feed_forward, norm, norm)
+                for window in read_qwen_windows(hf_config, layers)
+            ),
+            max_positions=hf_config.positive_int("max_position_embeddings", 32768),
+            final_norm=norm,
+            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        )
+
+
+if __name__ == "__main__":
+    from flatlm.commands.convert_script import main
+
+    main(__doc__)

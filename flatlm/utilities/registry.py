@@ -81,6 +81,20 @@ FAMILIES = (
         "transformers.GraniteMoeForCausalLM",
         "Granite 3.0 and 3.1 A400M, A800M",
     ),
+    FamilyRecord(
+        "gpt2", "flatlm.examples.gpt2", ("GPT2LMHeadModel",), "transformers.GPT2LMHeadModel", "GPT-2, DistilGPT2, DialoGPT, Cerebras-GPT"
+    ),
+    FamilyRecord(
+        "gemma", "flatlm.examples.gemma", ("GemmaForCausalLM",), "transformers.GemmaForCausalLM", "Gemma 2B, 7B, 1.1, CodeGemma"
+    ),
+    FamilyRecord("gemma2", "flatlm.examples.gemma2", ("Gemma2ForCausalLM",), "transformers.Gemma2ForCausalLM", "Gemma 2 2B, 9B, 27B"),
+    FamilyRecord(
+        "gemma3",
+        "flatlm.examples.gemma3",
+        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        "transformers.Gemma3ForCausalLM",
+        "Gemma 3 270M, 1B, 4B, 12B, 27B (text)",
+    ),
 )
 
 

@@ -84,9 +84,7 @@ FAMILIES = (
     FamilyRecord(
         "gpt2", "flatlm.examples.gpt2", ("GPT2LMHeadModel",), "transformers.GPT2LMHeadModel", "GPT-2, DistilGPT2, DialoGPT, Cerebras-GPT"
     ),
-    FamilyRecord(
-        "gemma", "flatlm.examples.gemma", ("GemmaForCausalLM",), "transformers.GemmaForCausalLM", "Gemma 2B, 7B, 1.1, CodeGemma"
-    ),
+    FamilyRecord("gemma", "flatlm.examples.gemma", ("GemmaForCausalLM",), "transformers.GemmaForCausalLM", "Gemma 2B, 7B, 1.1, CodeGemma"),
     FamilyRecord("gemma2", "flatlm.examples.gemma2", ("Gemma2ForCausalLM",), "transformers.Gemma2ForCausalLM", "Gemma 2 2B, 9B, 27B"),
     FamilyRecord(
         "gemma3",
@@ -95,6 +93,20 @@ FAMILIES = (
         "transformers.Gemma3ForCausalLM",
         "Gemma 3 270M, 1B, 4B, 12B, 27B (text)",
     ),
+    FamilyRecord(
+        "gpt_neox",
+        "flatlm.examples.gpt_neox",
+        ("GPTNeoXForCausalLM",),
+        "transformers.GPTNeoXForCausalLM",
+        "GPT-NeoX-20B, Pythia, RedPajama-INCITE, Dolly v2",
+    ),
+    FamilyRecord("opt", "flatlm.examples.opt", ("OPTForCausalLM",), "transformers.OPTForCausalLM", "OPT (not 350M), Galactica"),
+    FamilyRecord("phi", "flatlm.examples.phi", ("PhiForCausalLM",), "transformers.PhiForCausalLM", "Phi-1, Phi-1.5, Phi-2"),
+    FamilyRecord("phi3", "flatlm.examples.phi3", ("Phi3ForCausalLM",), "transformers.Phi3ForCausalLM", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini"),
+    FamilyRecord("glm", "flatlm.examples.glm", ("GlmForCausalLM",), "transformers.GlmForCausalLM", "GLM-4-9B, GLM-Edge"),
+    FamilyRecord("glm4", "flatlm.examples.glm4", ("Glm4ForCausalLM",), "transformers.Glm4ForCausalLM", "GLM-4-0414, GLM-Z1"),
+    FamilyRecord("ernie4_5", "flatlm.examples.ernie4_5", ("Ernie4_5ForCausalLM",), "transformers.Ernie4_5ForCausalLM", "ERNIE 4.5 0.3B"),
+    FamilyRecord("granite", "flatlm.examples.granite", ("GraniteForCausalLM",), "transformers.GraniteForCausalLM", "Granite 3.0 to 3.3"),
 )
 
 

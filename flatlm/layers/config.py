@@ -119,10 +119,13 @@ class MaskConfig:
     """What a query may see: itself and `window` - 1 tokens before it (None: all before it).
 
     `alibi_slopes`: added to the score for each token of distance, negated, one for each query head (Press et al. 2022).
+    `alibi_rounded_scale`: with it, what is added is the slope times the key's position, each and their product rounded to bfloat16, times
+    this scale (Falcon, which has no window).
     """
 
     window: int | None = None
     alibi_slopes: tuple[float, ...] | None = None
+    alibi_rounded_scale: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Attention masks, additive."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +22,27 @@ def attention_mask(config: MaskConfig, input_pos: Tensor, key_pos: Tensor) -> Te
         visible = visible & (key_pos[None, :] > input_pos[:, None] - config.window) & (key_pos >= 0)[None, :]
     if config.alibi_slopes is None:
         return torch.where(visible, 0.0, MASKED)
+    if config.alibi_rounded_scale is not None:
+        bias = torch.tensor(rounded_alibi(config, len(key_pos)), device=input_pos.device)
+        return torch.where(visible, bias[:, None, :], MASKED)
     slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=input_pos.device)
     distance = input_pos[:, None] - key_pos[None, :]
     bias = slopes[:, None, None] * -distance.to(torch.float32)
     return torch.where(visible, bias, MASKED)
+
+
+def rounded_alibi(config: MaskConfig, positions: int) -> list[list[float]]:
+    """What is added to the scores of the keys at positions 0, 1, ...: [N, positions], in numbers that bfloat16 can hold, times a scale."""
+    assert config.alibi_slopes is not None and config.alibi_rounded_scale is not None and config.window is None
+    slopes, keys = (_bfloat16(np.array(values, np.float32)) for values in (config.alibi_slopes, np.arange(positions)))
+    bias: list[list[float]] = (_bfloat16(slopes[:, None] * keys) * np.float32(config.alibi_rounded_scale)).tolist()
+    return bias
+
+
+def _bfloat16(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rounded to the nearest number of 8 significant bits, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def per_group(mask: Tensor, config: AttentionConfig) -> Tensor:

@@ -107,6 +107,13 @@ FAMILIES = (
     FamilyRecord("glm4", "flatlm.examples.glm4", ("Glm4ForCausalLM",), "transformers.Glm4ForCausalLM", "GLM-4-0414, GLM-Z1"),
     FamilyRecord("ernie4_5", "flatlm.examples.ernie4_5", ("Ernie4_5ForCausalLM",), "transformers.Ernie4_5ForCausalLM", "ERNIE 4.5 0.3B"),
     FamilyRecord("granite", "flatlm.examples.granite", ("GraniteForCausalLM",), "transformers.GraniteForCausalLM", "Granite 3.0 to 3.3"),
+    FamilyRecord(
+        "falcon",
+        "flatlm.examples.falcon",
+        ("FalconForCausalLM", "RWForCausalLM"),
+        "transformers.FalconForCausalLM",
+        "Falcon-RW, Falcon 7B, 40B, 180B, Falcon 2",
+    ),
 )
 
 
@@ -150,9 +157,12 @@ def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[
             importlib.import_module(record.module)
     if family is not None:
         family_record(family)
-    for builder in ConfigBuilder._builders:
-        if builder.family == family or (family is None and builder.condition(hf_config)):
+    possible = [builder for builder in ConfigBuilder._builders if family in (None, builder.family)]
+    for builder in possible:
+        if builder.condition(hf_config):
             return builder
+    if family is not None:
+        return possible[0]
     known = sorted(name for record in FAMILIES for name in record.architectures)
     close = difflib.get_close_matches(hf_config.architecture, known, 1)
     raise ConfigError(

@@ -114,6 +114,19 @@ FAMILIES = (
         "transformers.FalconForCausalLM",
         "Falcon-RW, Falcon 7B, 40B, 180B, Falcon 2",
     ),
+    FamilyRecord(
+        "stablelm",
+        "flatlm.examples.stablelm",
+        ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+        "transformers.StableLmForCausalLM",
+        "StableLM 3B, StableLM 2 1.6B, 12B, Zephyr 3B, Stable Code",
+    ),
+    FamilyRecord("olmo", "flatlm.examples.olmo", ("OlmoForCausalLM",), "transformers.OlmoForCausalLM", "OLMo 1B, 7B"),
+    FamilyRecord("olmo2", "flatlm.examples.olmo2", ("Olmo2ForCausalLM",), "transformers.Olmo2ForCausalLM", "OLMo 2 1B, 7B, 13B, 32B"),
+    FamilyRecord("olmo3", "flatlm.examples.olmo3", ("Olmo3ForCausalLM",), "transformers.Olmo3ForCausalLM", "OLMo 3 7B, 32B"),
+    FamilyRecord(
+        "openelm", "flatlm.examples.openelm", ("OpenELMForCausalLM",), "apple/OpenELM's modeling_openelm.py", "OpenELM 270M to 3B"
+    ),
 )
 
 

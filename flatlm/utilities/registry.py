@@ -105,7 +105,13 @@ FAMILIES = (
     FamilyRecord("phi3", "flatlm.examples.phi3", ("Phi3ForCausalLM",), "transformers.Phi3ForCausalLM", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini"),
     FamilyRecord("glm", "flatlm.examples.glm", ("GlmForCausalLM",), "transformers.GlmForCausalLM", "GLM-4-9B, GLM-Edge"),
     FamilyRecord("glm4", "flatlm.examples.glm4", ("Glm4ForCausalLM",), "transformers.Glm4ForCausalLM", "GLM-4-0414, GLM-Z1"),
-    FamilyRecord("ernie4_5", "flatlm.examples.ernie4_5", ("Ernie4_5ForCausalLM",), "transformers.Ernie4_5ForCausalLM", "ERNIE 4.5 0.3B"),
+    FamilyRecord(
+        "ernie4_5",
+        "flatlm.examples.ernie4_5",
+        ("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
+        "transformers.Ernie4_5ForCausalLM",
+        "ERNIE 4.5 0.3B",
+    ),
     FamilyRecord("granite", "flatlm.examples.granite", ("GraniteForCausalLM",), "transformers.GraniteForCausalLM", "Granite 3.0 to 3.3"),
     FamilyRecord(
         "falcon",

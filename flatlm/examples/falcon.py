@@ -7,6 +7,7 @@ Reference: transformers.FalconForCausalLM. Papers: Almazrouei et al. 2023 (arXiv
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, MaskConfig, ModelConfig, NormConfig, NormKind
 from flatlm.utilities.config_parts import ACTIVATIONS, read_rope
@@ -39,10 +40,11 @@ class FalconConfigBuilder(ConfigBuilder):
 
     family = "falcon"
     tensor_names = TENSOR_NAMES
+    two_norms: ClassVar[bool] = False
 
     @classmethod
     def condition(cls, hf_config: ConfigReader) -> bool:
-        return super().condition(hf_config) and _has_two_norms(hf_config) == (cls.tensor_names is TENSOR_NAMES_TWO_NORMS)
+        return super().condition(hf_config) and _has_two_norms(hf_config) == cls.two_norms
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
@@ -82,6 +84,7 @@ class FalconTwoNormsConfigBuilder(FalconConfigBuilder):
     """The same where each branch has a norm of its own: these have other names."""
 
     tensor_names = TENSOR_NAMES_TWO_NORMS
+    two_norms = True
 
 
 def _attention(hf_config: ConfigReader, width: int, heads: int, kv_heads: int) -> AttentionConfig:

@@ -16,7 +16,7 @@ OPT = Family("opt", "OPTForCausalLM", {**TINY, "ffn_dim": 96})
 CASES = [
     GPT_NEOX.case("pythia", exported=True),
     GPT_NEOX.case("sequential", use_parallel_residual=False),
-    GPT_NEOX.case("whole_heads_turn", rotary_pct=1.0, rotary_emb_base=100000),
+    GPT_NEOX.case("whole_heads_turn", rotary_pct=1.0, rotary_emb_base=100),
     GPT_NEOX.case("half_of_heads_turns", rotary_pct=0.5, hidden_act="gelu_fast"),
     GPT_NEOX.case("linear_rope_scaling", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
     GPT_NEOX.case("no_attention_bias", attention_bias=False),

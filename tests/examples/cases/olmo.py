@@ -28,7 +28,7 @@ CASES = [
     STABLELM.case("query_key_norms", qk_layernorm=True),
     STABLELM.case("side_by_side", use_parallel_residual=True),
     STABLELM.case("whole_heads_turn", partial_rotary_factor=1.0, qk_layernorm=True),
-    STABLELM.case("rope_base", rope_parameters={"rope_type": "default", "rope_theta": 100000.0, "partial_rotary_factor": 0.5}),
+    STABLELM.case("rope_base", rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}),
     STABLELM.case("tied_head", tie_word_embeddings=True, hidden_act="gelu"),
     STABLELM.case("eps", layer_norm_eps=1e-2),
     OLMO.case("1b", exported=True),
@@ -42,7 +42,7 @@ CASES = [
     OLMO2.case("tied_head", tie_word_embeddings=True, hidden_act="gelu"),
     OLMO2.case("eps", rms_norm_eps=1e-2),
     OLMO3.case("7b", exported=True),
-    OLMO3.case("yarn", rope_parameters={"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}),
+    OLMO3.case("yarn", rope_parameters={"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
     OLMO3.case("layers_as_by_default", num_hidden_layers=4, layer_types=None),
     OLMO3.case("wide_window", sliding_window=100, attention_bias=True),
 ]

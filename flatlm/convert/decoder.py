@@ -12,8 +12,9 @@ from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
-from flatlm.layers.config import ModelConfig
+from flatlm.layers.config import BlockConfig, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry, CacheSlots, KVCache, Placement, RingSlots, empty_caches, place
+from flatlm.layers.mixture import Mixture
 from flatlm.layers.model import ContextKinds, Decoder, build_on_meta
 
 
@@ -28,7 +29,8 @@ def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece
     pieces = []
     for spec in specs:
         pieces.append(_prologue(model, spec))
-        pieces += [_block(model, spec, kind) for kind in range(len(model.config.block_kinds))]
+        for kind in range(len(model.config.block_kinds)):
+            pieces += _block(model, spec, kind)
         if spec.logits:
             x = torch.zeros(1, spec.tokens, model.config.embedding_dim)
             pieces.append(Piece(f"{spec.name}/epilogue", lambda x: {"logits": model.epilogue(x)}, {"x": x}))
@@ -47,7 +49,7 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
             rope, at = contexts.rope_index(attention), contexts.place_index(attention)
             bind = {"mask": f"mask_{contexts.mask_index(attention)}", **{name: f"{name}_{at}" for name in PLACE_NAMES}}
             bind |= {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
-            steps.append(Step(f"{spec.name}/block_{kinds.index(block)}", layer, bind))
+            steps += _block_steps(f"{spec.name}/block_{kinds.index(block)}", layer, bind, block, conditional=spec.tokens == 1)
         if spec.logits:
             steps.append(Step(f"{spec.name}/epilogue"))
         plans.append(SignaturePlan(spec.name, ["tokens", "input_pos", *caches], [*caches, *(["logits"] if spec.logits else [])], steps))
@@ -104,16 +106,11 @@ def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
     return Piece(f"{spec.name}/prologue", call, {"tokens": tokens, "input_pos": torch.arange(spec.tokens, dtype=torch.int32)})
 
 
-def _block(model: Decoder, spec: SignatureSpec, kind: int) -> Piece:
+def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
+    """A block's piece; or the three that a mixture is made of, so that one expert is compiled, whatever their number."""
     config, attention = model.config.block_kinds[kind], model.config.block_kinds[kind].attention
     block = model.blocks[model.config.blocks.index(config)]
     assert isinstance(block, Block)
-
-    def call(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        rope = (rest["cos"], rest["sin"]) if "cos" in rest else None
-        x, cache = block(x, StepContext(rope, mask, _place_of(rest)), KVCache(cache_k, cache_v))
-        return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
-
     slots = model.geometry.slots(attention)
     cache, tokens = KVCache.zeros(attention, batch=1, slots=slots), spec.tokens
     heads = () if attention.mask.alibi_slopes is None else (attention.num_query_heads,)
@@ -126,4 +123,49 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> Piece:
     }
     if attention.rope is not None:
         inputs |= {name: torch.zeros(tokens, 1, attention.head_dim) for name in ("cos", "sin")}
-    return Piece(f"{spec.name}/block_{kind}", call, inputs)
+
+    def context(mask: Tensor, rest: dict[str, Tensor]) -> StepContext:
+        return StepContext((rest["cos"], rest["sin"]) if "cos" in rest else None, mask, _place_of(rest))
+
+    def whole(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        x, cache = block(x, context(mask, rest), KVCache(cache_k, cache_v))
+        return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
+
+    mixture = block.feed_forward
+    name = f"{spec.name}/block_{kind}"
+    if not isinstance(mixture, Mixture):
+        return [Piece(name, whole, inputs)]
+
+    def attend(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        x, read, cache = block.attend(x, context(mask, rest), KVCache(cache_k, cache_v))
+        weights = mixture.weights(read)
+        out = {"x": x, "read": read, "mixed": read * 0.0, "cache_k": cache.k, "cache_v": cache.v}
+        for expert in range(mixture.config.num_experts):
+            out[f"weight_{expert}"] = weights[..., expert : expert + 1]
+            if tokens == 1:
+                out[f"chosen_{expert}"] = weights[0, 0, expert : expert + 1] > 0
+        return out
+
+    def expert(read: Tensor, weight: Tensor, mixed: Tensor) -> dict[str, Tensor]:
+        return {"mixed": mixed + weight * mixture.experts[0](read)}
+
+    def add(x: Tensor, mixed: Tensor) -> dict[str, Tensor]:
+        return {"x": block.add(x, mixed)}
+
+    width = (1, tokens, model.config.embedding_dim)
+    return [
+        Piece(name, attend, inputs),
+        Piece(f"{name}/expert", expert, {"read": torch.zeros(width), "weight": torch.zeros(1, tokens, 1), "mixed": torch.zeros(width)}),
+        Piece(f"{name}/add", add, {"x": torch.zeros(width), "mixed": torch.zeros(width)}),
+    ]
+
+
+def _block_steps(piece: str, layer: int, bind: dict[str, str], block: BlockConfig, *, conditional: bool) -> list[Step]:
+    """`conditional`: experts that no token chose are not run."""
+    steps = [Step(piece, layer, bind)]
+    if isinstance(block.feed_forward, MixtureConfig):
+        for index in range(block.feed_forward.num_experts):
+            chosen = f"chosen_{index}" if conditional else None
+            steps.append(Step(f"{piece}/expert", layer, {"weight": f"weight_{index}"}, index, chosen))
+        steps.append(Step(f"{piece}/add", layer))
+    return steps

@@ -15,10 +15,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
 from flatlm.convert.link_ops import Linker
+from flatlm.convert.signatures import MANIFEST_KEY
 from flatlm.convert.weights import Array, WeightLayout, align, write_all
 from flatlm.errors import ExportError
 
-MANIFEST_KEY = "flatlm.manifest"
 MANIFEST_CAPACITY = 1 << 16
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, UPDATE_SLICE
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, TOP_K, UPDATE_SLICE
 from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
 from flatlm.quantize.schemes import Scheme
@@ -28,6 +28,7 @@ _BATCH_MATMUL = (Operator.BATCH_MATMUL, 1)
 _UPDATE_SLICE = (Operator.DYNAMIC_UPDATE_SLICE, 1)
 _DEQUANTIZE = (Operator.DEQUANTIZE, 5)
 _GATHER = (Operator.GATHER, 1)
+_TOP_K = (Operator.TOPK_V2, 1)
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Linker:
             MATMUL_TRANSPOSED: _GraphLinker.matmul_transposed,
             UPDATE_SLICE: _GraphLinker.update_slice,
             TAKE: _GraphLinker.take,
+            TOP_K: _GraphLinker.top_k,
         }
         for graph in model.subgraphs:
             _GraphLinker(self, graph).rewrite(rewrites)
@@ -156,6 +158,14 @@ class _GraphLinker:
         options = schema.GatherOptionsT()
         options.axis = int(config)
         self._emit(op, _GATHER, op.inputs, schema.BuiltinOptions.GatherOptions, options)
+
+    def top_k(self, op: Any, config: str) -> None:
+        values = self.graph.tensors[op.outputs[0]]
+        indices = self._new_tensor(f"{values.name.decode()}/indices", tuple(map(int, values.shape)), schema.TensorType.INT32)
+        buffer = flatbuffer.add_buffer(self.linker.model, np.array([int(config)], np.int32).tobytes())
+        count = self._new_tensor(f"{values.name.decode()}/k", (), schema.TensorType.INT32, buffer)
+        op.outputs = np.array([op.outputs[0], indices], np.int32)
+        self._emit(op, _TOP_K, [op.inputs[0], count], schema.BuiltinOptions.TopKV2Options, schema.TopKV2OptionsT())
 
     def _operand(self, name: str) -> int:
         """The tensor that a product reads: the stored one, or its float32 values where the scheme computes in float."""

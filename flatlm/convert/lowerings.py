@@ -10,7 +10,7 @@ from litert_converter.mlir import ir
 from litert_converter.mlir.dialects import stablehlo
 from litert_torch.backend import lowerings
 
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, UPDATE_SLICE
+from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, TOP_K, UPDATE_SLICE
 from flatlm.layers import ops
 
 
@@ -54,6 +54,11 @@ def _matmul_transposed(context: Any, a: ir.Value, b: ir.Value) -> ir.Value:
 def _take(context: Any, table: ir.Value, ids: ir.Value, dim: int) -> ir.Value:
     shape = _shape(table)
     return _call(TAKE, [*shape[:dim], *_shape(ids), *shape[dim + 1 :]], [table, ids], str(dim))
+
+
+@lowerings.lower(torch.ops.flatlm.top_k)  # type: ignore[untyped-decorator]
+def _top_k(context: Any, x: ir.Value, k: int) -> ir.Value:
+    return _call(TOP_K, [*_shape(x)[:-1], k], [x], str(k))
 
 
 @lowerings.lower(torch.ops.flatlm.update_slice)  # type: ignore[untyped-decorator]

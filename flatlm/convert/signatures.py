@@ -1,7 +1,10 @@
-"""Which signatures a file has. Data only: the exporter asks for them without loading the compiler."""
+"""Which signatures a file has, and where its manifest is. Data only: who asks for them need not load the compiler."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+MANIFEST_KEY = "flatlm.manifest"
+"""The metadata entry that holds the manifest, as JSON."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What is in an exported file: signatures, operators, weights by scheme, sizes, manifest. Reads the flatbuffer only, no weights."""
 
-import json
 import mmap
 from collections import Counter
 from collections.abc import Mapping
@@ -11,9 +10,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert.flatbuffer import BUILTIN_NAMES
-from flatlm.convert.link import MANIFEST_KEY
-from flatlm.errors import RuntimeFileError
-from flatlm.generative.model_file import read_model_file
+from flatlm.generative.model_file import manifest_of, read_model_file
 
 _TYPE_NAMES: dict[int, str] = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 
@@ -51,7 +48,7 @@ def inspect_file(path: Path) -> Inspection:
             model = schema.Model.GetRootAsModel(content, 0)
             names = [BUILTIN_NAMES[model.OperatorCodes(i).BuiltinCode()] for i in range(model.OperatorCodesLength())]
             signatures = tuple(_signature(model, index, names) for index in range(model.SignatureDefsLength()))
-            return Inspection(path, path.stat().st_size, signatures, _weights(model), _manifest(model))
+            return Inspection(path, path.stat().st_size, signatures, _weights(model), manifest_of(model))
         finally:
             del model
             content.release()
@@ -105,16 +102,3 @@ def _scheme(tensor: Any) -> str:
     if quantization is not None and quantization.ScaleLength() > 1:
         return f"{name} per channel"
     return f"{name} (block scales)" if tensor.Name().endswith(b"/scales") else name
-
-
-def _manifest(model: Any) -> Mapping[str, Any]:
-    for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
-        if entry.Name() == MANIFEST_KEY.encode():
-            try:
-                text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().strip()
-                manifest = json.loads(text or "{}")  # its space is kept before it is known
-            except (ValueError, AttributeError) as error:
-                raise RuntimeFileError(f"the file's metadata {MANIFEST_KEY} is not JSON: it was damaged after its export") from error
-            return manifest if isinstance(manifest, dict) else {}
-    return {}

@@ -4,6 +4,7 @@ LiteRT's loader trusts a flatbuffer whose weights lie at offsets: a truncated fi
 fault. So every index and range that the loader follows is followed here first. Weights are not read.
 """
 
+import json
 import mmap
 import os
 import struct
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from flatlm.convert.signatures import MANIFEST_KEY
 from flatlm.errors import RuntimeFileError
 
 CACHE_PREFIX = "kv_cache_"
@@ -62,7 +64,9 @@ class ModelFile:
     prefill: tuple[SignatureSpec, ...]
     """From the shortest; one of each length."""
     cache_length: int
-    """S: slots of the longest cache."""
+    """S: the context's length, as the manifest has it, or else the slots of the longest cache."""
+    shortest_cache: int
+    """Slots of the shortest cache: fewer than S where a layer keeps a ring of what its window needs."""
 
     @property
     def vocab_size(self) -> int:
@@ -80,11 +84,11 @@ def read_model_file(path: Path) -> ModelFile:
                 bundle = read_bundle(path)
                 offset, size = bundle.model_offset, bundle.model_size
         with _mapped(path, offset, size) as content:
-            signatures, slots = _parse(path, content)
+            signatures, slots, length = _parse(path, content)
     except OSError as error:
         raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
     decode, prefill = _conventional(path, signatures)
-    return ModelFile(path, offset, size, decode, prefill, slots)
+    return ModelFile(path, offset, size, decode, prefill, length or max(slots, default=0), min(slots, default=0))
 
 
 @contextmanager
@@ -99,8 +103,8 @@ def _mapped(path: Path, offset: int, size: int) -> Iterator[mmap.mmap | memoryvi
         yield memoryview(mapping)[offset - begin :]
 
 
-def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], int]:
-    """The signatures, and the longest cache's slots as `decode` has them (0 where there is no cache)."""
+def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], int]:
+    """The signatures, the slots of each cache as `decode` has them, and the context's length by the manifest (0 where it is silent)."""
     if content[4:8] != _IDENTIFIER:
         raise RuntimeFileError(f"{path} is not a TFLite model: its bytes 4 to 8 are {bytes(content[4:8])!r}, not {_IDENTIFIER!r}")
     from ai_edge_litert import schema_py_generated as schema
@@ -110,7 +114,7 @@ def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], int]:
         _check_buffers(model, len(content))
         codes = [model.OperatorCodes(i).BuiltinCode() for i in _indices(model.OperatorCodesLength(), content)]
         graphs = [_Graph.read(model.Subgraphs(i), model, content) for i in _indices(model.SubgraphsLength(), content)]
-        signatures, slots = [], 0
+        signatures, slots = [], list[int]()
         for definition in (model.SignatureDefs(i) for i in _indices(model.SignatureDefsLength(), content)):
             graph = graphs[definition.SubgraphIndex()]
             inputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Inputs, range(definition.InputsLength()))}
@@ -119,10 +123,29 @@ def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], int]:
             signatures.append(spec)
             if spec.name == "decode":
                 caches = {index for name, index in inputs.items() if name.startswith(CACHE_PREFIX)}
-                slots = max(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)), default=0)
-        return signatures, slots
+                slots = list(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)))
+        return signatures, slots, _length(manifest_of(model))
     except _UNREADABLE as error:
         raise RuntimeFileError(f"{path} is corrupt or truncated: {error}") from error
+
+
+def manifest_of(model: Any) -> Mapping[str, Any]:
+    """FlatLM's manifest in a model's metadata; empty where another tool wrote it."""
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == MANIFEST_KEY.encode():
+            try:
+                text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().strip()
+                manifest = json.loads(text or "{}")  # its space is kept before it is known
+            except (ValueError, AttributeError) as error:
+                raise RuntimeFileError(f"the file's metadata {MANIFEST_KEY} is not JSON: it was damaged after its export") from error
+            return manifest if isinstance(manifest, dict) else {}
+    return {}
+
+
+def _length(manifest: Mapping[str, Any]) -> int:
+    value = manifest.get("kv_cache_len")
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 _UNREADABLE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)

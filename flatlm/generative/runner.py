@@ -88,6 +88,12 @@ class Runner:
         """Tokens in the cache."""
         return self._position
 
+    @property
+    def most_rewound(self) -> int:
+        """How many tokens `rewind` may forget, other than all: as many as one call may have written, where a layer keeps a ring."""
+        whole = self.file.shortest_cache >= self.cache_length
+        return self.cache_length if whole else max(self.prefill_lengths, default=1)
+
     def reset(self) -> None:
         """Begin a new text, in caches that are as empty as at first: not even an overflow of the last text can reach this one."""
         if not self._empty:
@@ -100,6 +106,11 @@ class Runner:
         """Forget the tokens from `position` on, so that another text may share the ones before it."""
         if not 0 <= position <= self._position:
             raise RuntimeFileError(f"cannot go to position {position}: {self._position} tokens are in the cache")
+        if position and self._position - position > self.most_rewound:
+            raise RuntimeFileError(
+                f"{self.file.path}: cannot go back {self._position - position} tokens: layers with a window keep what they need for "
+                f"{self.most_rewound}; reset, and read the text again"
+            )
         self._position = position
 
     def prefill(self, ids: Sequence[int]) -> None:

@@ -24,17 +24,23 @@ class Block(nn.Module):
         self.feed_forward_post_norm = norm_or_none(config.feed_forward_post_norm, dim)
 
     def forward(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, KVCache]:
+        x, read, cache = self.attend(x, context, cache)
+        return self.add(x, self.feed_forward(read)), cache
+
+    def attend(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, Tensor, KVCache]:
+        """After attention: x with it added, what the feed-forward reads, and the cache."""
         normed = _apply(self.attention_norm, x)
         attended, cache = self.attention(normed, context, cache)
         attended = self._scaled(_apply(self.attention_post_norm, attended))
         if self.config.parallel:
             read = normed if self.feed_forward_norm is None else self.feed_forward_norm(x)
-            return x + attended + self._fed(read), cache
+            return x + attended, read, cache
         x = x + attended
-        return x + self._fed(_apply(self.feed_forward_norm, x)), cache
+        return x, _apply(self.feed_forward_norm, x), cache
 
-    def _fed(self, x: Tensor) -> Tensor:
-        return self._scaled(_apply(self.feed_forward_post_norm, self.feed_forward(x)))
+    def add(self, x: Tensor, fed: Tensor) -> Tensor:
+        """With what the feed-forward gave added."""
+        return x + self._scaled(_apply(self.feed_forward_post_norm, fed))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.config.residual_scale == 1.0 else x * self.config.residual_scale

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from flatlm.layers import ops
 from flatlm.layers.config import MixtureConfig
 from flatlm.layers.feed_forward import FeedForward
 from flatlm.layers.linear import Linear
@@ -27,6 +28,6 @@ class Mixture(nn.Module):
     def weights(self, x: Tensor) -> Tensor:
         """What each expert counts for each token, [B, T, E]: zero for those not chosen. Equally good experts are chosen together."""
         shares = torch.softmax(self.router(x), -1)
-        best = torch.topk(shares, self.config.experts_per_token, -1).values
+        best = ops.top_k(shares, self.config.experts_per_token)
         chosen = torch.where(shares >= best[..., -1:], shares, 0.0)
         return chosen / best.sum(-1, keepdim=True) if self.config.renormalize else chosen

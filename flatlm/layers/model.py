@@ -13,6 +13,7 @@ from flatlm.layers.config import AttentionConfig, MaskConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry, KVCache, Placement, place, positions_held
 from flatlm.layers.linear import Embedding, Linear
 from flatlm.layers.mask import attention_mask
+from flatlm.layers.mixture import Mixture
 from flatlm.layers.norm import Norm
 from flatlm.layers.rope import rope_tables
 
@@ -50,8 +51,10 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.embedding.weight
             self.lm_head.tied_to = "embedding"
         ops.name_layers(self)
-        for block in self.blocks:
-            ops.name_layers(block, "blocks.{}")  # equal blocks are compiled once: the exporter puts the index in
+        for block in self.blocks:  # equal blocks, and all experts of one, are compiled once: the exporter puts the indices in
+            ops.name_layers(block, "blocks.{}")
+            for expert in block.feed_forward.experts if isinstance(block.feed_forward, Mixture) else ():
+                ops.name_layers(expert, "blocks.{}.feed_forward.experts.{expert}")
         self._tables = [rope_tables(rope, geometry.length) for rope in config.ropes]
         self.kinds = ContextKinds(config, geometry)
 

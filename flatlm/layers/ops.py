@@ -119,3 +119,18 @@ def _(table: Tensor, ids: Tensor, dim: int) -> Tensor:
 def take(table: Tensor, ids: Tensor, dim: int) -> Tensor:
     """Entries of `table` along `dim` for ids [n] int32: that dimension becomes n. Exported as one GATHER."""
     return _take(table, ids, dim) if is_exporting() else table.index_select(dim, ids)
+
+
+@torch.library.custom_op("flatlm::top_k", mutates_args=())
+def _top_k(x: Tensor, k: int) -> Tensor:
+    return torch.topk(x, k, -1).values.clone()
+
+
+@_top_k.register_fake
+def _(x: Tensor, k: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], k))
+
+
+def top_k(x: Tensor, k: int) -> Tensor:
+    """The k largest of x [..., n], from the largest: [..., k]. Exported as one TOPK_V2."""
+    return _top_k(x, k) if is_exporting() else torch.topk(x, k, -1).values

@@ -22,7 +22,7 @@ from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError, OutputError
-from flatlm.layers.config import ModelConfig
+from flatlm.layers.config import MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
@@ -41,6 +41,8 @@ CONCURRENT_FROM = 256 << 20
 """Bytes of weights from which they are written while the graph is compiled. Below, the few kilobytes of slack would show."""
 ROOM_A_BLOCK = 48 << 10
 """Bytes kept in the root for a block of a signature: a Llama block takes 20 kilobytes."""
+ROOM_AN_EXPERT = 6 << 10
+"""The same for each expert of a mixture."""
 
 Prove = Callable[[Path], Mapping[str, Any]]
 """Runs the file at a path; returns what was measured, or raises VerificationFailed."""
@@ -220,7 +222,9 @@ def _write_model(
 
 def _space_for_root(plan: ExportPlan, signatures: int) -> int:
     """Bytes that hold the root: its scales, its manifest, and for each block of each signature about twice what a block takes."""
-    return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + (1 + signatures * len(plan.config.blocks)) * ROOM_A_BLOCK
+    experts = sum(block.feed_forward.num_experts for block in plan.config.blocks if isinstance(block.feed_forward, MixtureConfig))
+    graphs = (1 + signatures * len(plan.config.blocks)) * ROOM_A_BLOCK + signatures * experts * ROOM_AN_EXPERT
+    return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + graphs
 
 
 def _lengths(request: ExportRequest, max_positions: int) -> tuple[int, tuple[int, ...]]:

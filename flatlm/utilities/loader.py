@@ -1,6 +1,7 @@
 """The plan of weights: which checkpoint tensors every parameter comes from. Total both ways, by names and shapes."""
 
 import fnmatch
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -137,8 +138,8 @@ class LoadPlan:
     ignored: tuple[str, ...]
 
     def parameters(self) -> int:
-        """How many numbers the model has."""
-        return sum(int(torch.Size(weight.shape).numel()) for weight in self.weights.values())
+        """How many numbers the model has; what several rows share, as one norm of all heads, counts once."""
+        return sum(int(math.prod(part.taken)) for weight in self.weights.values() for part in dict.fromkeys(weight.slot.parts))
 
 
 class ModelLoader:

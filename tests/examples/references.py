@@ -62,11 +62,14 @@ def randomise(model: torch.nn.Module, *, seed: int, spread: float) -> None:
 
 
 def decide(model: Any) -> None:
-    """Make each token's own embedding count for more, and let it point at the head's row of another token."""
+    """Make each token's own embedding count for more than the layers, and let it point at the head's row of another token."""
     embedding, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
-    embedding *= 4
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.data_ptr() not in (embedding.data_ptr(), head.data_ptr()):
+            parameter.data *= 0.5
+    embedding *= 2
     if head.data_ptr() != embedding.data_ptr():
-        head += 0.5 * embedding.roll(5, 0)
+        head.mul_(0.15).add_(0.5 * embedding.roll(5, 0))
 
 
 LLAMA_BASE = {

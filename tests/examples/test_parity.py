@@ -1,10 +1,13 @@
 """Every family against transformers: tiny models, every parameter random, with and without cache, eager and exported."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from flatlm.convert.decoder import stamp_decoder
 from flatlm.generative.verify import VerificationReport, verify
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder
@@ -44,26 +47,44 @@ def test_eager_logits_are_transformers(case: Case, tmp_path: Path) -> None:
     assert eager_error(case, tmp_path) <= TOLERANCE
 
 
-def exported_report(case: Case, recipe: str, tmp_path: Path, *, decided: bool = False) -> VerificationReport:
-    make_reference(case, tmp_path / "checkpoint", decided=decided)
-    output = tmp_path / "model.tflite"
-    export(ExportRequest(tmp_path / "checkpoint", output, recipe=get_recipe(recipe), prefill_lengths=(4, 16), kv_cache_len=48))
-    return verify(output, tmp_path / "checkpoint", tokens=160, against="transformers")
+class CompiledHere:
+    """Stands in for the exporter's process: compiles in this one, which has the converter loaded, and a configuration only once."""
+
+    def __init__(self) -> None:
+        self._models: dict[bytes, bytes] = {}
+        self._job = b""
+
+    def submit(self, *job: Any) -> None:
+        self._job = pickle.dumps(job)
+
+    def result(self) -> Any:
+        if self._job not in self._models:
+            self._models[self._job] = pickle.dumps(stamp_decoder(*pickle.loads(self._job)))
+        return pickle.loads(self._models[self._job])
+
+    def __enter__(self) -> "CompiledHere":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", EXPORTED, ids=str)
-def test_exported_file_is_transformers(case: Case, tmp_path: Path) -> None:
-    report = exported_report(case, "none", tmp_path)
-    assert report.max_abs_error <= TOLERANCE, report
-    assert report.tokens_compared >= 160
-    assert report.greedy_tokens_equal == report.greedy_tokens == 32
-    assert report.passed
+def test_exported_files_are_transformers(case: Case, tmp_path: Path) -> None:
+    """In float32 to 1e-4, with the same 32 greedy tokens; in int8 within the recipe's bound."""
+    compiler = CompiledHere()
 
+    def report(recipe: str) -> VerificationReport:
+        checkpoint, output = tmp_path / f"checkpoint_{recipe}", tmp_path / f"{recipe}.tflite"
+        make_reference(case, checkpoint, decided=recipe != "none")
+        export(ExportRequest(checkpoint, output, get_recipe(recipe), (8,), 48), compiler=compiler)
+        return verify(output, checkpoint, tokens=160, against="transformers")
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", EXPORTED, ids=str)
-def test_exported_int8_file_is_within_the_recipes_bound(case: Case, tmp_path: Path) -> None:
-    report = exported_report(case, "dynamic_int8", tmp_path, decided=True)
-    print(report)
-    assert report.passed, report
+    exact, rounded = report("none"), report("dynamic_int8")
+    assert exact.max_abs_error <= TOLERANCE, exact
+    assert exact.tokens_compared >= 160
+    assert exact.greedy_tokens_equal == exact.greedy_tokens == 32
+    assert exact.passed
+    assert rounded.passed, rounded
+    assert rounded.mean_kl > 0  # it was rounded

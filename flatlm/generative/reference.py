@@ -10,8 +10,8 @@ import torch
 
 from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError, FlatlmError
-from flatlm.layers.kv_cache import CacheGeometry, empty_caches
-from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.layers.config import LongRopeScaling
+from flatlm.layers.kv_cache import empty_caches
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
 from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
@@ -19,8 +19,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import is_quantized
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model
-from flatlm.utilities.loader import ModelLoader
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.registry import find_builder
 
 
 class Reference(Protocol):
@@ -43,7 +42,7 @@ class EagerReference:
     name = "eager"
 
     def __init__(self, checkpoint: Path, *, length: int, lora: Path | None = None) -> None:
-        self._model = build_model(checkpoint, kv_cache_max_len=length) if lora is None else _adapted_model(checkpoint, lora, length)
+        self._model = build_model(checkpoint, kv_cache_max_len=length, lora=lora)
         self.reset()
 
     def reset(self) -> None:
@@ -111,18 +110,6 @@ def _load_gguf(checkpoint: Path, file: Path) -> Any:
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=state, **more)
 
 
-def _adapted_model(checkpoint: Path, lora: Path, length: int) -> Decoder:
-    """As `build_model`, with an adapter merged into the weights."""
-    config, builder = build_config(checkpoint)
-    with open_checkpoint(checkpoint, lora=lora) as store:
-        loader = ModelLoader(store, builder.tensor_names)
-        if isinstance(store, LoraStore):
-            config = store.fit(config, embedding=f"{loader.names.embedding}.weight", head=f"{loader.names.lm_head}.weight")
-        model = build_on_meta(config, CacheGeometry(min(length, config.max_positions)))
-        loader.load(model)
-    return model
-
-
 def _with_adapter(model: Any, checkpoint: Path, lora: Path) -> Any:
     """A model of transformers with an adapter in it, by peft."""
     from peft import PeftModel
@@ -136,14 +123,32 @@ def _with_adapter(model: Any, checkpoint: Path, lora: Path) -> Any:
     return adapted.get_base_model() if model.config.tie_word_embeddings else adapted.merge_and_unload()
 
 
+def _known_to_transformers(checkpoint: Path, length: int) -> bool:
+    """Has it a class for the checkpoint, and does that class compute what a file for a context of that length does?"""
+    reader = ConfigReader.from_directory(checkpoint)
+    try:
+        scalings = [rope.scaling for rope in find_builder(reader).build(reader, checkpoint).ropes]
+    except ConfigError:  # a checkpoint that the user has named the family of
+        return True
+    if any(isinstance(scaling, LongRopeScaling) and length > scaling.original_max_positions for scaling in scalings):
+        return False  # it would turn short texts by the short factors; see the README's limits
+    with quiet():
+        import transformers
+
+        return hasattr(transformers, reader.architecture) or find_gguf(checkpoint) is not None
+
+
 REFERENCES = ("transformers", "eager")
 
 
 def open_reference(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> Reference:
-    """The reference called `against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model."""
+    """The reference called `against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model.
+
+    The eager model also where transformers has no class for the checkpoint, cannot read its form, or would turn positions otherwise.
+    """
     missing = [name for name in ("transformers", *(["peft"] if lora else [])) if find_spec(name) is None]
     if against is None:
-        against = "eager" if missing or is_quantized(checkpoint) else "transformers"
+        against = "eager" if missing or is_quantized(checkpoint) or not _known_to_transformers(checkpoint, length) else "transformers"
     if against == "eager":
         return EagerReference(checkpoint, length=length, lora=lora)
     if against == "transformers":

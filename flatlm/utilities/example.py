@@ -14,13 +14,18 @@ from flatlm.utilities.registry import build_config
 SAMPLE_TOKENS = (1, 2, 3, 5, 8, 13)
 
 
-def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024) -> Decoder:
-    """The eager model, shaped by the checkpoint's config.json, its weights in float32. Raises ConfigError, CheckpointError."""
+def build_model(checkpoint_path: str | Path, *, kv_cache_max_len: int = 1024, lora: Path | None = None) -> Decoder:
+    """The eager model, shaped by the checkpoint's config.json, its weights in float32; `lora`: an adapter to merge into them.
+
+    Raises ConfigError, CheckpointError.
+    """
     directory = Path(checkpoint_path)
     config, builder = build_config(directory)
-    model = build_on_meta(config, CacheGeometry(min(kv_cache_max_len, config.max_positions)))
-    with open_checkpoint(directory) as checkpoint:
-        ModelLoader(checkpoint, builder.tensor_names).load(model)
+    with open_checkpoint(directory, lora=lora) as checkpoint:
+        loader = ModelLoader(checkpoint, builder.tensor_names)
+        config = loader.fit(config)
+        model = build_on_meta(config, CacheGeometry(min(kv_cache_max_len, config.max_positions)))
+        loader.load(model)
     return model
 
 

@@ -104,8 +104,7 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     """
     config, builder = build_config(request.checkpoint, family=request.family, ignored_keys=request.ignored_config_keys)
     loader = ModelLoader(checkpoint, builder.tensor_names)
-    if isinstance(checkpoint, LoraStore):
-        config = checkpoint.fit(config, embedding=f"{loader.names.embedding}.weight", head=f"{loader.names.lm_head}.weight")
+    config = loader.fit(config)
     weights = loader.plan(config)
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
     layout = WeightLayout(weights.weights, request.recipe)

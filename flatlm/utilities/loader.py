@@ -15,6 +15,7 @@ from flatlm.errors import CheckpointError
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.model import Decoder
 from flatlm.quantize.carried import IntegerRows, StoredIntegers, concatenate, merge
+from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import IntegerStore
 from flatlm.utilities.checkpoints.store import TensorStore
@@ -151,6 +152,12 @@ class ModelLoader:
     def __init__(self, checkpoint: TensorStore | str | Path, names: TensorNames) -> None:
         self.checkpoint = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         self.names = resolve_prefix(names, self.checkpoint.tensors)
+
+    def fit(self, config: ModelConfig) -> ModelConfig:
+        """The configuration of the model with the checkpoint's adapter merged, which may untie the head or widen the vocabulary."""
+        if not isinstance(self.checkpoint, LoraStore):
+            return config
+        return self.checkpoint.fit(config, embedding=f"{self.names.embedding}.weight", head=f"{self.names.lm_head}.weight")
 
     def plan(self, config: ModelConfig) -> LoadPlan:
         """Raises one CheckpointError that lists every missing, misshapen, unreadable or unused tensor, before anything is read."""

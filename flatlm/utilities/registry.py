@@ -34,7 +34,7 @@ FAMILIES = (
         "Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM, SmolLM2, Falcon3, AMD-Llama, DeepSeek-R1 distilled into Llama",
     ),
     FamilyRecord(
-        "mistral", "flatlm.examples.mistral", ("MistralForCausalLM",), "transformers.MistralForCausalLM", "Mistral 7B, Nemo, Ministral"
+        "mistral", "flatlm.examples.mistral", ("MistralForCausalLM",), "transformers.MistralForCausalLM", "Mistral 7B, Nemo, Small"
     ),
     FamilyRecord(
         "qwen2",
@@ -135,6 +135,9 @@ FAMILIES = (
     ),
 )
 
+_NO_GENERATOR = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""How the architectures end of models that do not generate text; GPT2LMHeadModel and its like do."""
+
 
 class ConfigBuilder:
     """Builds a `ModelConfig` from a checkpoint's config.json. Subclasses register themselves; the first whose `condition` holds builds."""
@@ -182,12 +185,25 @@ def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[
             return builder
     if family is not None:
         return possible[0]
+    raise _not_supported(hf_config)
+
+
+def _not_supported(hf_config: ConfigReader) -> ConfigError:
+    """Why no builder takes a configuration."""
+    architecture = hf_config.architecture
     known = sorted(name for record in FAMILIES for name in record.architectures)
-    close = difflib.get_close_matches(hf_config.architecture, known, 1)
-    raise ConfigError(
-        f"{hf_config.source}: architecture {hf_config.architecture or hf_config.model_type or 'unnamed'!r} is not supported"
-        + (f"; did you mean {close[0]}?" if close else f"; supported are {', '.join(known)} (flatlm models lists them)")
-    )
+    problem = f"{hf_config.source}: architecture {architecture or hf_config.model_type or 'unnamed'!r}"
+    if architecture in known:
+        return ConfigError(f"{problem} is supported, but not in the form that the other keys describe")
+    headless = architecture.endswith(_NO_GENERATOR) and not architecture.endswith("LMHeadModel")
+    if headless or hf_config.values.get("is_encoder_decoder") is True:
+        return ConfigError(
+            f"{problem} is not a decoder for text generation but, by its name, an encoder (as embedding models are), an encoder with a "
+            "decoder, or a model without its head: these are not supported yet; flatlm models lists what is"
+        )
+    close = difflib.get_close_matches(architecture, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"supported are {', '.join(known)} (flatlm models lists them)"
+    return ConfigError(f"{problem} is not supported; {hint}")
 
 
 def build_config(

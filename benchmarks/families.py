@@ -1,0 +1,105 @@
+"""Does a family's graph cost export time? 8 G parameters, 32 layers, equal widths, in the way of Llama, Qwen3, Gemma 3 and Mixtral.
+
+    python -m benchmarks.families WORK_DIR [--runs 2] [--layers 32] [--only llama,gemma3] [--recipe dynamic_int8]
+
+Each checkpoint is written to WORK_DIR (16 GB of bfloat16; names and shapes from transformers' own classes), dropped from the page cache,
+exported in whole processes (prefill_128 and decode, KV 1024, no verification), and deleted. Prints a Markdown table, ratios to its first
+row.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.export import measure
+from benchmarks.large import drop_from_page_cache
+from tools.published_tensors import hub_forms
+
+BASE = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+    "gemma3": {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window": 512},
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "intermediate_size": 1792,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+}
+BLOCK = 16 << 20
+"""Random numbers that a checkpoint is made of, again and again."""
+
+
+def write_checkpoint(directory: Path, config: dict[str, Any]) -> int:
+    """Random bfloat16 weights under the names of the reference's class; returns the number of parameters."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    values = 0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32)
+    block = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    header, offset = {}, 0
+    for name, shape in hub_forms(config)["published"].items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, offset, len(block)):
+            file.write(block[: offset - start])
+    return offset // 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--only", default=",".join(SHAPES))
+    parser.add_argument("--recipe", default="dynamic_int8")
+    args = parser.parse_args()
+    print(
+        "| family | G parameters | wall s (each run) | s per G parameters | ratio | peak memory, GB |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    first = None
+    for name in args.only.split(","):
+        with tempfile.TemporaryDirectory(dir=args.work) as place:
+            checkpoint, out = Path(place) / name, Path(place) / "model.tflite"
+            config = {**BASE, "num_hidden_layers": args.layers, **SHAPES[name]}
+            parameters = write_checkpoint(checkpoint, config)
+            flatlm = [str(Path(sys.executable).parent / "flatlm"), "export", str(checkpoint), "-o", str(out), "--no-verify"]
+            command = [*flatlm, "--recipe", args.recipe, "--prefill", "128", "--kv-cache-len", "1024"]
+            figures = []
+            for _ in range(args.runs):
+                drop_from_page_cache([checkpoint / "model.safetensors"])
+                figures.append(measure(command))
+                out.unlink()
+            shutil.rmtree(checkpoint)
+        walls = [wall for wall, _ in figures]
+        rate = statistics.median(walls) / parameters * 1e9
+        first = first or rate
+        each = ", ".join(f"{wall:.1f}" for wall in walls)
+        peak = max(peak for _, peak in figures) / 1e9
+        print(f"| {name} | {parameters / 1e9:.2f} | {each} | {rate:.2f} | {rate / first:.2f} | {peak:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

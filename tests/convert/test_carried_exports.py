@@ -19,7 +19,7 @@ from flatlm.errors import CheckpointError
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.exporter import ExportRequest, export
+from flatlm.utilities.exporter import ExportRequest, export, plan_export
 from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.registry import build_config
 from tests.quantized_checkpoints import (
@@ -160,6 +160,49 @@ def test_biases_of_zeros_that_a_quantizer_wrote_are_left_out(tmp_path: Path) -> 
         assert ModelLoader(checkpoint, builder.tensor_names).plan(config).ignored == ("model.layers.0.mlp.up_proj.bias",)
     save_file(load_file(file) | {"model.layers.0.mlp.up_proj.bias": torch.ones(256)}, file)
     with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=r"up_proj\.bias.*not used"):
+        ModelLoader(checkpoint, builder.tensor_names).plan(config)
+
+
+def adapter_for(directory: Path, module: str, **more: Tensor) -> Path:
+    """An adapter for one module of 256 rows and 128 columns, and tensors stored whole."""
+    directory.mkdir()
+    name = f"base_model.model.{module}"
+    factors = {f"{name}.lora_A.weight": torch.randn(2, 128), f"{name}.lora_B.weight": torch.randn(256, 2)}
+    save_file({**factors, **{f"base_model.model.{key}": value for key, value in more.items()}}, directory / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [module]}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def test_an_adapter_leaves_the_integers_of_other_weights(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "base", "gptq")
+    lora = adapter_for(tmp_path / "lora", "model.layers.0.mlp.up_proj")
+    config, builder = build_config(tmp_path / "base")
+    request = ExportRequest(tmp_path / "base", tmp_path / "model.tflite", get_recipe("dynamic_int4_block32"), (4,), 256, lora=lora)
+    with open_checkpoint(tmp_path / "base") as base, open_checkpoint(tmp_path / "base", lora=lora) as adapted:
+        assert (
+            str(plan_export(adapted, request).layout.carry)
+            == "7 weights carried over unchanged, 1 re-encoded (an adapter was merged into it)"
+        )
+        before, after = (ModelLoader(store, builder.tensor_names).plan(config).weights for store in (base, adapted))
+        for name in set(before) - {"blocks.0.feed_forward.gate_up.weight"}:
+            assert after[name].stored_integers() == before[name].stored_integers()
+            if before[name].stored_integers() is not None:
+                here, there = (weights[name].integer_rows(3, 40) for weights in (before, after))
+                assert torch.equal(here.integers, there.integers)
+                assert torch.equal(here.scales, there.scales)
+
+
+def test_biases_of_zeros_beside_an_adapter(tmp_path: Path) -> None:
+    """Left out as they are without one, and no longer where the adapter brings others."""
+    save_checkpoint(tmp_path / "base", "gptq")
+    file, bias = tmp_path / "base" / "model.safetensors", "model.layers.0.mlp.up_proj.bias"
+    save_file(load_file(file) | {bias: torch.zeros(256)}, file)
+    config, builder = build_config(tmp_path / "base")
+    with open_checkpoint(tmp_path / "base", lora=adapter_for(tmp_path / "lora", "model.layers.1.mlp.up_proj")) as checkpoint:
+        assert ModelLoader(checkpoint, builder.tensor_names).plan(config).ignored == (bias,)
+    lora = adapter_for(tmp_path / "other", "model.layers.1.mlp.up_proj", **{bias: torch.ones(256)})
+    with open_checkpoint(tmp_path / "base", lora=lora) as checkpoint, pytest.raises(CheckpointError, match=r"up_proj\.bias.*not used"):
         ModelLoader(checkpoint, builder.tensor_names).plan(config)
 
 

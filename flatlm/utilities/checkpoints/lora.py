@@ -27,10 +27,12 @@ import torch
 
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import ModelConfig
+from flatlm.quantize.carried import IntegerRows, StoredIntegers
 from flatlm.utilities.checkpoints import safetensors_file, torch_file
 from flatlm.utilities.checkpoints.directory import Checkpoint
 from flatlm.utilities.checkpoints.files import TensorRecord, WeightsFile
 from flatlm.utilities.checkpoints.lora_config import SUPPORTED, AdapterSettings
+from flatlm.utilities.checkpoints.quantized import IntegerStore
 from flatlm.utilities.checkpoints.store import TensorStore
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -116,6 +118,20 @@ class LoraStore:
         if name not in self._changes:
             return self._base.read(self._tied.get(name, name))
         return self.rows(name, 0, self.tensors[name].shape[0])
+
+    def stored_integers(self, name: str) -> StoredIntegers | None:
+        """The base's, which no scheme can hold where the adapter changes the weight."""
+        if not isinstance(self._base, IntegerStore):
+            return None
+        stored = self._base.stored_integers(self._tied.get(name, name))
+        return stored if stored is None or name not in self._changes else replace(stored, obstacle="an adapter was merged into it")
+
+    def integer_rows(self, name: str, start: int, stop: int) -> IntegerRows:
+        assert isinstance(self._base, IntegerStore) and name not in self._changes
+        return self._base.integer_rows(self._tied.get(name, name), start, stop)
+
+    def zero_biases(self) -> frozenset[str]:
+        return self._base.zero_biases().difference(self._changes) if isinstance(self._base, IntegerStore) else frozenset()
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"lora {self._base.fingerprint()} {self.adapter_facts()['fingerprint']}".encode()).hexdigest()

@@ -195,11 +195,11 @@ def _not_supported(hf_config: ConfigReader) -> ConfigError:
     problem = f"{hf_config.source}: architecture {architecture or hf_config.model_type or 'unnamed'!r}"
     if architecture in known:
         return ConfigError(f"{problem} is supported, but not in the form that the other keys describe")
-    headless = architecture.endswith(_NO_GENERATOR) and not architecture.endswith("LMHeadModel")
+    headless = architecture.endswith(_NO_GENERATOR) and "LMHead" not in architecture
     if headless or hf_config.values.get("is_encoder_decoder") is True:
         return ConfigError(
-            f"{problem} is not a decoder for text generation but, by its name, an encoder (as embedding models are), an encoder with a "
-            "decoder, or a model without its head: these are not supported yet; flatlm models lists what is"
+            f"{problem} is not a decoder for text generation, as far as its name and keys tell, but an encoder (as embedding models "
+            "are), an encoder with a decoder, or a model without its language head: not supported yet; flatlm models lists what is"
         )
     close = difflib.get_close_matches(architecture, known, 1)
     hint = f"did you mean {close[0]}?" if close else f"supported are {', '.join(known)} (flatlm models lists them)"

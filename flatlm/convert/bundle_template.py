@@ -67,11 +67,3 @@ def _in_tag(tag: str) -> str:
             pieces.append(text[0].replace("\n", "\\n"))
             end = text.end()
     return "".join(pieces)
-
-
-def needs_start_token(template: str, bos_token: str) -> bool:
-    """Whether LiteRT-LM must put BOS before what the template renders, so that it is there once, as in transformers: never.
-
-    Templates write BOS themselves, after `for_litert_lm` those too that ask for `bos_token`.
-    """
-    return False

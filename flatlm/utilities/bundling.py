@@ -1,12 +1,13 @@
 """What a checkpoint directory says about its bundle: tokenizer, start and stop tokens, chat template, sampling."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatlm.convert.bundle import MODEL_OFFSET, TokenizerSource, finish_bundle, read_bundle, replace_manifest
 from flatlm.convert.bundle_metadata import BundleMetadata, BundleSampler
-from flatlm.convert.bundle_template import for_litert_lm, needs_start_token
+from flatlm.convert.bundle_template import for_litert_lm
 from flatlm.utilities.tokenizer import Tokenizer, TokenizerSettings
 from flatlm.utilities.tokenizer_settings import read_json
 
@@ -18,38 +19,31 @@ class BundleFinisher:
 
     def __init__(self, checkpoint: Path, cache_length: int) -> None:
         """Raises TokenizerError where the checkpoint has no tokenizer that a bundle can carry."""
-        self._tokenizer = Tokenizer.load(checkpoint)
-        self._sampler = BundleSampler.from_generation_config(read_json(checkpoint / "generation_config.json"))
-        self._cache_length = cache_length
-
-    def __call__(self, path: Path, model_size: int, manifest: Mapping[str, Any]) -> None:
-        tokenizer = self._tokenizer
+        tokenizer = Tokenizer.load(checkpoint)
         special = {name: token.content for name, token in tokenizer.settings.special_tokens.items()}
         template = tokenizer.chat_template
-        metadata = BundleMetadata(
-            max_num_tokens=self._cache_length,
+        self._tokenizer = TokenizerSource(tokenizer.kind, tokenizer.to_bytes())
+        self._metadata = BundleMetadata(
+            max_num_tokens=cache_length,
             stop_token_ids=tokenizer.eos_ids,
-            start_token_id=_start_token(tokenizer, special.get("bos_token", "")),
+            start_token_id=_start_token(tokenizer),
             chat_template=None if template is None else for_litert_lm(template, special),
-            sampler=self._sampler,
-            manifest=manifest,
+            sampler=BundleSampler.from_generation_config(read_json(checkpoint / "generation_config.json")),
         )
-        finish_bundle(path, model_size=model_size, tokenizer=TokenizerSource(tokenizer.kind, tokenizer.to_bytes()), metadata=metadata)
+
+    def __call__(self, path: Path, model_size: int, manifest: Mapping[str, Any]) -> None:
+        finish_bundle(path, model_size=model_size, tokenizer=self._tokenizer, metadata=replace(self._metadata, manifest=manifest))
 
     def replace_manifest(self, path: Path, manifest: Mapping[str, Any]) -> None:
         """Put the manifest with what was measured in place of the first one."""
         replace_manifest(path, manifest)
 
 
-def _start_token(tokenizer: Tokenizer, bos_token: str) -> int | None:
-    """BOS where a text has it: as the template says, or, for a model that continues plain text, as the tokenizer does."""
-    if tokenizer.bos_id is None:
+def _start_token(tokenizer: Tokenizer) -> int | None:
+    """BOS, for a model that continues plain text, where its tokenizer begins a text with it. Chat templates write it themselves."""
+    if tokenizer.chat_template is not None or tokenizer.bos_id is None:
         return None
-    if tokenizer.chat_template is not None:
-        wanted = needs_start_token(tokenizer.chat_template, bos_token)
-    else:
-        wanted = tokenizer.encode("a")[:1] == [tokenizer.bos_id]
-    return tokenizer.bos_id if wanted else None
+    return tokenizer.bos_id if tokenizer.encode("a")[:1] == [tokenizer.bos_id] else None
 
 
 def bundled_tokenizer(path: Path) -> Tokenizer:

@@ -6,7 +6,7 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from flatlm.convert.bundle_template import for_litert_lm, needs_start_token
+from flatlm.convert.bundle_template import for_litert_lm
 from tests.bundle_templates import SPECIAL_TOKENS, TEMPLATES
 from tests.chat_styles import STYLES, conversations
 
@@ -68,7 +68,6 @@ def test_bos_is_part_of_the_text() -> None:
     adapted = for_litert_lm(template, {"bos_token": "<s>"})
     rendered, _ = render_jinja_template([CONVERSATION], chat_template=adapted, bos_token="", eos_token="")
     assert rendered[0] == "".join("<s>" + m["content"] for m in CONVERSATION)
-    assert not needs_start_token(template, "<s>")
 
 
 @pytest.mark.parametrize(

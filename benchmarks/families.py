@@ -2,14 +2,13 @@
 
     python -m benchmarks.families WORK_DIR [--runs 2] [--layers 32] [--only llama,gemma3] [--recipe dynamic_int8]
 
-Each checkpoint is written to WORK_DIR (16 GB of bfloat16; names and shapes from transformers' own classes), dropped from the page cache,
-exported in whole processes (prefill_128 and decode, KV 1024, no verification), and deleted. Prints a Markdown table, ratios to its first
-row.
+The checkpoints are written to WORK_DIR (16 GB of bfloat16 each; names and shapes from transformers' own classes) and exported by turns,
+each time dropped from the page cache first, in whole processes: prefill_128 and decode, KV 1024, no verification. Prints a Markdown table,
+ratios to its first row.
 """
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -76,29 +75,27 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SHAPES))
     parser.add_argument("--recipe", default="dynamic_int8")
     args = parser.parse_args()
-    print(
-        "| family | G parameters | wall s (each run) | s per G parameters | ratio | peak memory, GB |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    first = None
-    for name in args.only.split(","):
-        with tempfile.TemporaryDirectory(dir=args.work) as place:
-            checkpoint, out = Path(place) / name, Path(place) / "model.tflite"
-            config = {**BASE, "num_hidden_layers": args.layers, **SHAPES[name]}
-            parameters = write_checkpoint(checkpoint, config)
-            flatlm = [str(Path(sys.executable).parent / "flatlm"), "export", str(checkpoint), "-o", str(out), "--no-verify"]
-            command = [*flatlm, "--recipe", args.recipe, "--prefill", "128", "--kv-cache-len", "1024"]
-            figures = []
-            for _ in range(args.runs):
-                drop_from_page_cache([checkpoint / "model.safetensors"])
-                figures.append(measure(command))
+    print("| family | G parameters | wall s (each run) | s per G parameters | ratio | peak memory, GB |")
+    print("| --- " * 6 + "|")
+    names = args.only.split(",")
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    parameters = {}
+    with tempfile.TemporaryDirectory(dir=args.work) as place:
+        out = Path(place) / "model.tflite"
+        for name in names:
+            parameters[name] = write_checkpoint(Path(place) / name, {**BASE, "num_hidden_layers": args.layers, **SHAPES[name]})
+        for _ in range(args.runs):
+            for name in names:
+                drop_from_page_cache([Path(place) / name / "model.safetensors"])
+                flatlm = [str(Path(sys.executable).parent / "flatlm"), "export", str(Path(place) / name), "-o", str(out), "--no-verify"]
+                figures[name].append(measure([*flatlm, "--recipe", args.recipe, "--prefill", "128", "--kv-cache-len", "1024"]))
                 out.unlink()
-            shutil.rmtree(checkpoint)
-        walls = [wall for wall, _ in figures]
-        rate = statistics.median(walls) / parameters * 1e9
-        first = first or rate
-        each = ", ".join(f"{wall:.1f}" for wall in walls)
-        peak = max(peak for _, peak in figures) / 1e9
-        print(f"| {name} | {parameters / 1e9:.2f} | {each} | {rate:.2f} | {rate / first:.2f} | {peak:.2f} |", flush=True)
+    rates = {name: statistics.median(wall for wall, _ in figures[name]) / parameters[name] * 1e9 for name in names}
+    for name in names:
+        each = ", ".join(f"{wall:.1f}" for wall, _ in figures[name])
+        peak = max(peak for _, peak in figures[name]) / 1e9
+        ratio = rates[name] / rates[names[0]]
+        print(f"| {name} | {parameters[name] / 1e9:.2f} | {each} | {rates[name]:.2f} | {ratio:.2f} | {peak:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", type=int, default=8192)
     args = parser.parse_args()
-    config = next(model.config for model in load_published_models() if model.name == "google/gemma-3-1b-it")
+    config = next(model.config for model in load_published_models() if model.name == "google/gemma-3-1b-pt")
     print("| caches | KV cache, MB | peak memory of running, MB | decode, ms/token | prefill of 128, s |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place) / "checkpoint"

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny models: two test processes' threads would only wait on one another
 
 
 @pytest.fixture(scope="session")

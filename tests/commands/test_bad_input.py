@@ -103,6 +103,7 @@ CASES = {
     "unknown activation": (edit_config(hidden_act="quick_gelu"), "hidden_act"),
     "unread key": (edit_config(attention_sinks=4), "attention_sinks = 4"),
     "unread rope key": (edit_config(rope_parameters={"rope_theta": 1e4, "rope_type": "default", "beta_fast": 32}), "beta_fast"),
+    "tokens were added to the model only": (edit_config(vocab_size=120), "set vocab_size to that"),
     "unknown rope scaling": (edit_config(rope_parameters={"rope_theta": 1e4, "rope_type": "ntk", "factor": 2.0}), "rope_type"),
     "heads that do not divide": (edit_config(num_key_value_heads=3), "num_key_value_heads"),
     "odd head width": (edit_config(head_dim=15), "head_dim"),

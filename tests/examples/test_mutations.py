@@ -1,6 +1,6 @@
 """The parity suite fails for a wrong map: whatever is changed in a family's names or configuration is refused, or seen in the logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import Activation, ModelConfig, NormKind
@@ -225,15 +224,6 @@ def each(mutations: dict[str, tuple[Mutation, str]]) -> list[Any]:
 
 Reference = Callable[[str], tuple[Any, Path]]
 Error = Callable[[Mutation, str], float]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take twenty times as long as these tiny models do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Tiny reference models from transformers, every parameter random, saved as the checkpoints that people have."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def make_reference(case: Case, directory: Path, *, seed: int = 0, decided: bool 
     `decided`: it has a clear favourite for most tokens, as trained models have; the logits of purely random weights are near ties.
     """
     model_class = getattr(transformers, case.reference)
-    model = model_class(model_class.config_class(**case.config)).eval()
+    model = model_class(model_class.config_class(**deepcopy(case.config))).eval()
     randomise(model, seed=seed, spread=case.spread)
     if decided:
         decide(model)
@@ -66,10 +67,10 @@ def decide(model: Any) -> None:
     embedding, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
     for parameter in model.parameters():
         if parameter.dim() > 1 and parameter.data_ptr() not in (embedding.data_ptr(), head.data_ptr()):
-            parameter.data *= 0.5
+            parameter.data *= 0.4
     embedding *= 2
     if head.data_ptr() != embedding.data_ptr():
-        head.mul_(0.15).add_(0.5 * embedding.roll(5, 0))
+        head.mul_(0.1).add_(0.5 * embedding.roll(5, 0))
 
 
 LLAMA_BASE = {

@@ -23,11 +23,20 @@ from flatlm.layers.config import (
     YarnScaling,
 )
 from flatlm.layers.feed_forward import FeedForward
-from flatlm.layers.kv_cache import CacheGeometry, CacheSlots, KVCache, empty_caches
+from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
 from flatlm.layers.mask import MASKED, attention_mask
+from flatlm.layers.model import Decoder
 from flatlm.layers.norm import Norm
 from flatlm.layers.rope import halves_order, rope_tables, rotate
 from tests.models import random_decoder, tiny_config
+
+EXACT = 1e-10
+"""In float64, where only the order of sums differs."""
+
+
+def empty_doubles(model: Decoder) -> list[KVCache]:
+    return [KVCache(k.double(), v.double()) for k, v in empty_caches(model.config, model.geometry)]
+
 
 CONFIGS = st.builds(tiny_config, layers=st.integers(1, 3), kv_heads=st.sampled_from([1, 2, 4]), tied=st.booleans(), bias=st.booleans())
 
@@ -36,14 +45,14 @@ CONFIGS = st.builds(tiny_config, layers=st.integers(1, 3), kv_heads=st.sampled_f
 @given(config=CONFIGS, total=st.integers(2, 20), data=st.data())
 @torch.inference_mode()
 def test_prefill_and_decode_equal_one_forward(config, total: int, data) -> None:
-    model = random_decoder(config, cache_length=24, seed=total)
+    model = random_decoder(config, cache_length=24, seed=total).double()
     ids = torch.randint(0, config.vocab_size, (1, total), dtype=torch.int32)
-    whole, _ = model(ids, torch.arange(total, dtype=torch.int32), empty_caches(config, CacheGeometry(24)))
+    whole, _ = model(ids, torch.arange(total, dtype=torch.int32), empty_doubles(model))
     prefix = data.draw(st.integers(1, total - 1))
-    _, caches = model(ids[:, :prefix], torch.arange(prefix, dtype=torch.int32), empty_caches(config, CacheGeometry(24)))
+    _, caches = model(ids[:, :prefix], torch.arange(prefix, dtype=torch.int32), empty_doubles(model))
     for position in range(prefix, total):
         logits, caches = model(ids[:, position : position + 1], torch.tensor([position], dtype=torch.int32), caches)
-        assert float((logits[0, 0] - whole[0, position]).abs().max()) <= 2e-5
+        assert float((logits[0, 0] - whole[0, position]).abs().max()) <= EXACT
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,11 +61,11 @@ def test_prefill_and_decode_equal_one_forward(config, total: int, data) -> None:
 def test_a_ring_gives_what_the_whole_cache_gives(window: int, longest: int, data) -> None:
     """Steps of any lengths up to the longest, each perhaps padded with garbage as far as that, over several turns of the ring."""
     config = tiny_config(window=window)
-    whole, ring = random_decoder(config, cache_length=96), random_decoder(config, cache_length=96, longest_step=longest)
+    whole, ring = random_decoder(config, cache_length=96).double(), random_decoder(config, cache_length=96, longest_step=longest).double()
     assert ring.geometry.slots(config.blocks[0].attention) < 96
     ids = torch.randint(0, config.vocab_size, (1, 80), dtype=torch.int32)
-    expected, _ = whole(ids, torch.arange(80, dtype=torch.int32), empty_caches(config, whole.geometry))
-    caches, position = [KVCache(torch.full_like(k, 3.0), torch.full_like(v, 3.0)) for k, v in empty_caches(config, ring.geometry)], 0
+    expected, _ = whole(ids, torch.arange(80, dtype=torch.int32), empty_doubles(whole))
+    caches, position = [KVCache(torch.full_like(k, 3.0), torch.full_like(v, 3.0)) for k, v in empty_doubles(ring)], 0
     while position < 80:
         used = min(data.draw(st.integers(1, longest)), 80 - position)
         pad = data.draw(st.integers(0, longest - used))
@@ -64,7 +73,7 @@ def test_a_ring_gives_what_the_whole_cache_gives(window: int, longest: int, data
         # LiteRT-LM gives padding the position 0
         positions = torch.cat([torch.arange(position, position + used), torch.zeros(pad)]).to(torch.int32)
         logits, caches = ring(step, positions, caches)
-        assert float((logits[0, :used] - expected[0, position : position + used]).abs().max()) <= 5e-5
+        assert float((logits[0, :used] - expected[0, position : position + used]).abs().max()) <= EXACT
         position += used
 
 
@@ -73,13 +82,13 @@ def test_a_ring_gives_what_the_whole_cache_gives(window: int, longest: int, data
 @torch.inference_mode()
 def test_padding_behind_a_prefill_does_not_reach_later_tokens(filled: int, pad: int) -> None:
     config = tiny_config()
-    model = random_decoder(config, cache_length=24)
+    model = random_decoder(config, cache_length=24).double()
     ids = torch.randint(0, config.vocab_size, (1, filled + 1), dtype=torch.int32)
-    whole, _ = model(ids, torch.arange(filled + 1, dtype=torch.int32), empty_caches(config, CacheGeometry(24)))
+    whole, _ = model(ids, torch.arange(filled + 1, dtype=torch.int32), empty_doubles(model))
     padded = torch.cat([ids[:, :filled], torch.full((1, pad), 7, dtype=torch.int32)], 1)
-    _, caches = model(padded, torch.arange(filled + pad, dtype=torch.int32), empty_caches(config, CacheGeometry(24)))
+    _, caches = model(padded, torch.arange(filled + pad, dtype=torch.int32), empty_doubles(model))
     logits, _ = model(ids[:, filled:], torch.tensor([filled], dtype=torch.int32), caches)
-    assert float((logits[0, 0] - whole[0, filled]).abs().max()) <= 2e-5
+    assert float((logits[0, 0] - whole[0, filled]).abs().max()) <= EXACT
 
 
 SHORT, LONG = tuple(1 + i / 32 for i in range(32)), tuple(1.5 + i for i in range(32))

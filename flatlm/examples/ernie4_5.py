@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import AttentionConfig, BlockConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -32,16 +32,11 @@ class Ernie45ConfigBuilder(ConfigBuilder):
             raise hf_config.wrong("num_key_value_heads", "is needed: left out, it means 2")
         hf_config.require("compression_ratio", 1.0)
         bias, rope = hf_config.boolean("use_bias", False), read_rope(hf_config, heads.width, base=500000.0)
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, qkv_bias=bias, output_bias=bias)
+        attention = heads.attention(rope, bias=bias)
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-5))
-        block = BlockConfig(attention, read_gated(hf_config, bias=bias), norm, norm)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size", 103424),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 131072),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", True),
+        block = BlockConfig(attention, read_feed_forward(hf_config, bias=bias), norm, norm)
+        return read_model(
+            hf_config, (block,) * hf_config.positive_int("num_hidden_layers"), norm, max_positions=131072, vocab_size=103424, tied=True
         )
 
 

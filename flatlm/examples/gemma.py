@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import Activation, AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_rope
+from flatlm.layers.config import Activation, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -32,19 +32,19 @@ class GemmaConfigBuilder(ConfigBuilder):
         heads = read_heads(hf_config, default_width=256)
         hf_config.require("use_bidirectional_attention", False)
         bias, rope = hf_config.boolean("attention_bias", False), read_rope(hf_config, heads.width)
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, qkv_bias=bias, output_bias=bias)
+        attention = heads.attention(rope, bias=bias)
         activation = hf_config.choice("hidden_act", OWN_ACTIVATIONS, "gelu_pytorch_tanh")
         if hf_config.has("hidden_activation") and hf_config.choice("hidden_activation", OWN_ACTIVATIONS) is not activation:
             raise hf_config.wrong("hidden_activation", "contradicts hidden_act")
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
         block = BlockConfig(attention, FeedForwardConfig(hf_config.positive_int("intermediate_size"), activation), norm, norm)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size", 256000),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 8192),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", True),
+        return read_model(
+            hf_config,
+            (block,) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=8192,
+            vocab_size=256000,
+            tied=True,
             embedding_scale=heads.dim**0.5,
         )
 

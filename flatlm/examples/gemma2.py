@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flatlm.examples import gemma
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, MaskConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_layer_types, read_rope
+from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_model, read_rope, read_windows
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -37,27 +37,13 @@ class Gemma2ConfigBuilder(ConfigBuilder):
         hf_config.skip("hidden_act", "cache_implementation")
         hf_config.require("use_bidirectional_attention", False)
         bias = hf_config.boolean("attention_bias", False)
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             read_rope(hf_config, heads.width),
-            qkv_bias=bias,
-            output_bias=bias,
+            bias=bias,
             scale=hf_config.positive_float("query_pre_attn_scalar", 256.0) ** -0.5,
             softcap=hf_config.optional_float("attn_logit_softcapping", 50.0),
         )
         return sandwiched_model(hf_config, [replace(attention, mask=MaskConfig(window)) for window in windows])
-
-
-def read_windows(hf_config: ConfigReader, layers: int, *, pattern: int) -> list[int | None]:
-    """Each layer's window: from `sliding_window` and `layer_types`, or on all but the last of each `pattern` layers."""
-    default = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
-    local = read_layer_types(hf_config, layers, default)
-    window = hf_config.optional_int("sliding_window", 4096)
-    if any(local) and window is None:
-        raise hf_config.wrong("sliding_window", "is needed: some layers see a window only")
-    return [window if own else None for own in local]
 
 
 def sandwiched_model(hf_config: ConfigReader, attentions: list[AttentionConfig]) -> ModelConfig:
@@ -66,13 +52,13 @@ def sandwiched_model(hf_config: ConfigReader, attentions: list[AttentionConfig])
     feed_forward = FeedForwardConfig(hf_config.positive_int("intermediate_size"), activation)
     norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
     dim = hf_config.positive_int("hidden_size")
-    return ModelConfig(
-        vocab_size=hf_config.positive_int("vocab_size", 256000),
-        embedding_dim=dim,
-        blocks=tuple(BlockConfig(attention, feed_forward, norm, norm, norm, norm) for attention in attentions),
-        max_positions=hf_config.positive_int("max_position_embeddings", 8192),
-        final_norm=norm,
-        tied_head=hf_config.boolean("tie_word_embeddings", True),
+    return read_model(
+        hf_config,
+        tuple(BlockConfig(attention, feed_forward, norm, norm, norm, norm) for attention in attentions),
+        norm,
+        max_positions=8192,
+        vocab_size=256000,
+        tied=True,
         embedding_scale=dim**0.5,
         logit_softcap=hf_config.optional_float("final_logit_softcapping", 30.0),
     )

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import gemma2
-from flatlm.layers.config import AttentionConfig, MaskConfig, ModelConfig, NormConfig, QueryKeyNormConfig, RopeConfig
-from flatlm.utilities.config_parts import read_heads, read_rope
+from flatlm.layers.config import MaskConfig, ModelConfig, NormConfig, QueryKeyNormConfig
+from flatlm.utilities.config_parts import read_heads, read_ropes, read_windows
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -63,42 +63,20 @@ class Gemma3ConfigBuilder(ConfigBuilder):
 def text_model(hf_config: ConfigReader) -> ModelConfig:
     """The language model that a Gemma3TextConfig describes."""
     heads, layers = read_heads(hf_config, default_width=256), hf_config.positive_int("num_hidden_layers")
-    windows = gemma2.read_windows(hf_config, layers, pattern=hf_config.positive_int("sliding_window_pattern", 6))
-    whole, local = read_ropes(hf_config, heads.width)
+    windows = read_windows(hf_config, layers, pattern=hf_config.positive_int("sliding_window_pattern", 6))
+    whole, local = read_ropes(hf_config, heads.width, base=1e6, window_base=hf_config.positive_float("rope_local_base_freq", 1e4))
     hf_config.skip("hidden_act", "cache_implementation", "_sliding_window_pattern")
     hf_config.require("use_bidirectional_attention", False)
     hf_config.require("attn_logit_softcapping", None)
     bias = hf_config.boolean("attention_bias", False)
-    attention = AttentionConfig(
-        heads.query,
-        heads.key_value,
-        heads.width,
+    attention = heads.attention(
         whole,
-        qkv_bias=bias,
-        output_bias=bias,
+        bias=bias,
         scale=hf_config.positive_float("query_pre_attn_scalar", 256.0) ** -0.5,
         qk_norm=QueryKeyNormConfig(NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))),
     )
     windowed = [replace(attention, rope=local if window else whole, mask=MaskConfig(window)) for window in windows]
     return gemma2.sandwiched_model(hf_config, windowed)
-
-
-def read_ropes(hf_config: ConfigReader, width: int) -> tuple[RopeConfig, RopeConfig]:
-    """The rotary embeddings of layers that see all, and of those that see a window: from `rope_parameters`, which has one for each, or
-    from `rope_theta` with `rope_scaling`, and `rope_local_base_freq`.
-    """
-    parameters = hf_config.nested("rope_parameters")
-    kinds = ("full_attention", "sliding_attention")
-    if parameters is not None:
-        parameters.skip(*kinds)
-        parameters.finish()
-    own = {kind: None if parameters is None else parameters.values.get(kind) for kind in kinds}
-    bases = hf_config.positive_float("rope_theta", 1e6), hf_config.positive_float("rope_local_base_freq", 1e4)
-    hf_config.skip("rope_parameters", "rope_scaling")
-    values = {**hf_config.values, "rope_parameters": own["full_attention"], "rope_theta": bases[0]}
-    local = {**hf_config.values, "rope_parameters": own["sliding_attention"], "rope_theta": bases[1], "rope_scaling": None}
-    whole, windowed = (read_rope(ConfigReader(each, hf_config.source), width) for each in (values, local))
-    return whole, windowed
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import AttentionConfig, BlockConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -36,15 +36,14 @@ class GlmConfigBuilder(ConfigBuilder):
         heads = read_heads(hf_config, default_width=128)
         hf_config.positive_int("num_key_value_heads")  # left out, it means 2
         rope = read_rope(hf_config, heads.width, partial=0.5)
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, qkv_bias=hf_config.boolean("attention_bias", True))
+        attention = heads.attention(rope, qkv_bias=hf_config.boolean("attention_bias", True))
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1.5625e-07))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size", 151552),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, read_gated(hf_config), norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 131072),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, read_feed_forward(hf_config), norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=131072,
+            vocab_size=151552,
         )
 
 

@@ -5,8 +5,8 @@ Reference: transformers.GPTNeoXForCausalLM. Papers: Black et al. 2022 (arXiv 220
 
 from pathlib import Path
 
-from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, NormKind
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig, NormKind
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -41,31 +41,18 @@ class GPTNeoXConfigBuilder(ConfigBuilder):
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
-        heads, max_positions = read_heads(hf_config), hf_config.positive_int("max_position_embeddings", 2048)
+        heads = read_heads(hf_config)
         base, partial = hf_config.positive_float("rotary_emb_base", 10000.0), hf_config.positive_float("rotary_pct", 0.25)
         hf_config.skip("attention_probs_dropout_prob", "classifier_dropout")
         bias = hf_config.boolean("attention_bias", True)
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             read_rope(hf_config, heads.width, base=base, partial=partial),
-            qkv_bias=bias,
-            output_bias=bias,
+            bias=bias,
         )
-        feed_forward = FeedForwardConfig(
-            hf_config.positive_int("intermediate_size"), hf_config.choice("hidden_act", ACTIVATIONS, "gelu"), gated=False, bias=True
-        )
+        feed_forward = read_feed_forward(hf_config, default="gelu", gated=False, bias=True)
         norm = NormConfig(NormKind.LAYER, hf_config.positive_float("layer_norm_eps", 1e-5), bias=True)
         block = BlockConfig(attention, feed_forward, norm, norm, parallel=hf_config.boolean("use_parallel_residual", True))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=max_positions,
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
-        )
+        return read_model(hf_config, (block,) * hf_config.positive_int("num_hidden_layers"), norm, max_positions=2048)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import AttentionConfig, BlockConfig, MixtureConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.examples.granite import GraniteConfigBuilder
+from flatlm.layers.config import MixtureConfig, ModelConfig
+from flatlm.utilities.config_parts import read_feed_forward
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -25,43 +26,18 @@ TENSOR_NAMES = replace(
 
 
 class GraniteMoeConfigBuilder(ConfigBuilder):
-    """config.json of transformers.GraniteMoeConfig."""
+    """config.json of transformers.GraniteMoeConfig: GraniteConfig's keys and defaults, and the mixture's."""
 
     family = "granite_moe"
     tensor_names = TENSOR_NAMES
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
-        heads = read_heads(hf_config)
         hf_config.skip("router_aux_loss_coef", "output_router_logits")
-        bias, norm = hf_config.boolean("attention_bias", False), NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
-            read_rope(hf_config, heads.width),
-            qkv_bias=bias,
-            output_bias=bias,
-            scale=hf_config.positive_float("attention_multiplier", 1.0),
-        )
+        model = GraniteConfigBuilder.build(hf_config, model_path)
         experts, chosen = hf_config.positive_int("num_local_experts", 8), hf_config.positive_int("num_experts_per_tok", 2)
-        block = BlockConfig(
-            attention,
-            MixtureConfig(read_gated(hf_config), experts, chosen),
-            norm,
-            norm,
-            residual_scale=hf_config.positive_float("residual_multiplier", 1.0),
-        )
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 2048),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
-            embedding_scale=hf_config.positive_float("embedding_multiplier", 1.0),
-            logit_scale=1 / hf_config.positive_float("logits_scaling", 1.0),
-        )
+        mixture = MixtureConfig(read_feed_forward(hf_config), experts, chosen)
+        return replace(model, blocks=tuple(replace(block, feed_forward=mixture) for block in model.blocks))
 
 
 if __name__ == "__main__":

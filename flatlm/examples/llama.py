@@ -14,7 +14,7 @@ from flatlm.layers.config import (
     NormConfig,
     RopeConfig,
 )
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_rope
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -49,23 +49,15 @@ class LlamaConfigBuilder(ConfigBuilder):
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         heads = read_heads(hf_config)
         hf_config.require("rope_interleaved", False)
-        bias, max_positions = hf_config.boolean("attention_bias", False), hf_config.positive_int("max_position_embeddings", 2048)
-        attention = AttentionConfig(
-            heads.query, heads.key_value, heads.width, read_rope(hf_config, heads.width), qkv_bias=bias, output_bias=bias
-        )
-        feed_forward = FeedForwardConfig(
-            hf_config.positive_int("intermediate_size"),
-            hf_config.choice("hidden_act", ACTIVATIONS, "silu"),
-            bias=hf_config.boolean("mlp_bias", False),
-        )
+        bias = hf_config.boolean("attention_bias", False)
+        attention = heads.attention(read_rope(hf_config, heads.width), bias=bias)
+        feed_forward = read_feed_forward(hf_config, bias=hf_config.boolean("mlp_bias", False))
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, feed_forward, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=max_positions,
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, feed_forward, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=2048,
         )
 
 

@@ -6,8 +6,8 @@ Reference: transformers.MistralForCausalLM. Paper: Jiang et al. 2023 (arXiv 2310
 from pathlib import Path
 
 from flatlm.examples.llama import TENSOR_NAMES
-from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, MaskConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -26,17 +26,10 @@ class MistralConfigBuilder(ConfigBuilder):
         heads = read_heads(hf_config)
         window = hf_config.optional_int("sliding_window", 4096)
         rope = read_rope(hf_config, heads.width)
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, mask=MaskConfig(window))
+        attention = heads.attention(rope, mask=MaskConfig(window))
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
-        block = BlockConfig(attention, read_gated(hf_config), norm, norm)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 131072),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
-        )
+        block = BlockConfig(attention, read_feed_forward(hf_config), norm, norm)
+        return read_model(hf_config, (block,) * hf_config.positive_int("num_hidden_layers"), norm, max_positions=131072)
 
 
 if __name__ == "__main__":

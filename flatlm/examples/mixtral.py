@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, MixtureConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, MaskConfig, MixtureConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -35,17 +35,15 @@ class MixtralConfigBuilder(ConfigBuilder):
         heads = read_heads(hf_config)
         hf_config.skip("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")
         mask = MaskConfig(hf_config.optional_int("sliding_window", None))
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, read_rope(hf_config, heads.width, base=1e6), mask=mask)
+        attention = heads.attention(read_rope(hf_config, heads.width, base=1e6), mask=mask)
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-5))
         experts, chosen = hf_config.positive_int("num_local_experts", 8), hf_config.positive_int("num_experts_per_tok", 2)
-        mixture = MixtureConfig(read_gated(hf_config), experts, chosen)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, mixture, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 131072),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        mixture = MixtureConfig(read_feed_forward(hf_config), experts, chosen)
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, mixture, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=131072,
         )
 
 

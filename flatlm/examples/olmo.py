@@ -3,29 +3,19 @@
 Reference: transformers.OlmoForCausalLM. Paper: Groeneveld et al. 2024 (arXiv 2402.00838).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, NormKind
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_rope
+from flatlm.examples import llama
+from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig, NormKind
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "OlmoConfigBuilder", "build_model", "define_and_run"]
 
-TENSOR_NAMES = TensorNames(
-    embedding="model.embed_tokens",
-    final_norm="model.norm",  # it has no tensors, as the blocks' norms have none
-    lm_head="lm_head",
-    attn_query_proj="model.layers.{}.self_attn.q_proj",
-    attn_key_proj="model.layers.{}.self_attn.k_proj",
-    attn_value_proj="model.layers.{}.self_attn.v_proj",
-    attn_output_proj="model.layers.{}.self_attn.o_proj",
-    ff_gate_proj="model.layers.{}.mlp.gate_proj",
-    ff_up_proj="model.layers.{}.mlp.up_proj",
-    ff_down_proj="model.layers.{}.mlp.down_proj",
-)
+TENSOR_NAMES = replace(llama.TENSOR_NAMES, pre_attn_norm=None, pre_ff_norm=None)  # its norms have no tensors
 
 
 class OlmoConfigBuilder(ConfigBuilder):
@@ -36,26 +26,20 @@ class OlmoConfigBuilder(ConfigBuilder):
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
-        heads, max_positions = read_heads(hf_config), hf_config.positive_int("max_position_embeddings", 2048)
+        heads = read_heads(hf_config)
         bias = hf_config.boolean("attention_bias", False)
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             read_rope(hf_config, heads.width),
-            qkv_bias=bias,
-            output_bias=bias,
+            bias=bias,
             clip=hf_config.positive_float("clip_qkv") if hf_config.has("clip_qkv") else None,
         )
-        feed_forward = FeedForwardConfig(hf_config.positive_int("intermediate_size"), hf_config.choice("hidden_act", ACTIVATIONS, "silu"))
+        feed_forward = read_feed_forward(hf_config)
         norm = NormConfig(NormKind.LAYER, 1e-5, weight=False)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, feed_forward, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=max_positions,
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, feed_forward, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=2048,
         )
 
 

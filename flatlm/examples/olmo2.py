@@ -3,12 +3,12 @@
 Reference: transformers.Olmo2ForCausalLM. Paper: OLMo team 2025 (arXiv 2501.00656).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+from flatlm.examples import llama
 from flatlm.layers.config import (
-    AttentionConfig,
     BlockConfig,
-    FeedForwardConfig,
     MaskConfig,
     ModelConfig,
     NormConfig,
@@ -16,28 +16,20 @@ from flatlm.layers.config import (
     QueryKeyNormConfig,
     RopeConfig,
 )
-from flatlm.utilities.config_parts import ACTIVATIONS, Heads, read_heads, read_rope
+from flatlm.utilities.config_parts import Heads, read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "Olmo2ConfigBuilder", "build_model", "define_and_run"]
 
-TENSOR_NAMES = TensorNames(
-    embedding="model.embed_tokens",
-    final_norm="model.norm",
-    lm_head="lm_head",
-    attn_query_proj="model.layers.{}.self_attn.q_proj",
-    attn_key_proj="model.layers.{}.self_attn.k_proj",
-    attn_value_proj="model.layers.{}.self_attn.v_proj",
-    attn_output_proj="model.layers.{}.self_attn.o_proj",
+TENSOR_NAMES = replace(
+    llama.TENSOR_NAMES,
+    pre_attn_norm=None,
     attn_query_norm="model.layers.{}.self_attn.q_norm",
     attn_key_norm="model.layers.{}.self_attn.k_norm",
     post_attn_norm="model.layers.{}.post_attention_layernorm",
-    ff_gate_proj="model.layers.{}.mlp.gate_proj",
-    ff_up_proj="model.layers.{}.mlp.up_proj",
-    ff_down_proj="model.layers.{}.mlp.down_proj",
+    pre_ff_norm=None,
     post_ff_norm="model.layers.{}.post_feedforward_layernorm",
 )
 
@@ -57,16 +49,12 @@ class Olmo2ConfigBuilder(ConfigBuilder):
 def build_from_layers(hf_config: ConfigReader, heads: Heads, layers: list[tuple[MaskConfig, RopeConfig]]) -> ModelConfig:
     """`layers`: what each may see and how it is turned; one for all, or one for each."""
     bias, norm = hf_config.boolean("attention_bias", False), NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-5))
-    feed_forward = FeedForwardConfig(hf_config.positive_int("intermediate_size"), hf_config.choice("hidden_act", ACTIVATIONS, "silu"))
+    feed_forward = read_feed_forward(hf_config)
 
     def block(mask: MaskConfig, rope: RopeConfig) -> BlockConfig:
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             rope,
-            qkv_bias=bias,
-            output_bias=bias,
+            bias=bias,
             mask=mask,
             qk_norm=QueryKeyNormConfig(norm, NormSpan.ALL),
         )
@@ -74,14 +62,7 @@ def build_from_layers(hf_config: ConfigReader, heads: Heads, layers: list[tuple[
 
     blocks = tuple(block(mask, rope) for mask, rope in layers)
     count = hf_config.positive_int("num_hidden_layers")
-    return ModelConfig(
-        vocab_size=hf_config.positive_int("vocab_size"),
-        embedding_dim=heads.dim,
-        blocks=blocks * count if len(blocks) == 1 else blocks,
-        max_positions=hf_config.positive_int("max_position_embeddings", 2048),
-        final_norm=norm,
-        tied_head=hf_config.boolean("tie_word_embeddings", False),
-    )
+    return read_model(hf_config, blocks * count if len(blocks) == 1 else blocks, norm, max_positions=2048)
 
 
 if __name__ == "__main__":

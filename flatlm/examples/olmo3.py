@@ -6,8 +6,8 @@ Reference: transformers.Olmo3ForCausalLM. Paper: OLMo team 2025 (arXiv 2512.1396
 from pathlib import Path
 
 from flatlm.examples.olmo2 import TENSOR_NAMES, build_from_layers
-from flatlm.layers.config import MaskConfig, ModelConfig, RopeConfig
-from flatlm.utilities.config_parts import read_heads, read_layer_types, read_rope
+from flatlm.layers.config import MaskConfig, ModelConfig
+from flatlm.utilities.config_parts import read_heads, read_ropes, read_windows
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -26,17 +26,9 @@ class Olmo3ConfigBuilder(ConfigBuilder):
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         heads, count = read_heads(hf_config), hf_config.positive_int("num_hidden_layers")
-        default = ["full_attention" if (layer + 1) % 4 == 0 else "sliding_attention" for layer in range(count)]
-        is_sliding = read_layer_types(hf_config, count, default)
-        full_rope = read_rope(hf_config, heads.width, base=ROPE_BASE, layer_type="full_attention")
-        sliding_rope = RopeConfig(heads.width, full_rope.base)  # the old form's scaling is of the other layers
-        if parameters := hf_config.nested("rope_parameters"):
-            if not parameters.has("full_attention") and not parameters.has("sliding_attention"):
-                raise hf_config.wrong("rope_parameters", "must have full_attention and sliding_attention")
-            sliding_rope = read_rope(hf_config, heads.width, base=ROPE_BASE, layer_type="sliding_attention")
-        window = hf_config.positive_int("sliding_window", 4096)
-        sliding, full = (MaskConfig(window), sliding_rope), (MaskConfig(), full_rope)
-        return build_from_layers(hf_config, heads, [sliding if slides else full for slides in is_sliding])
+        full_rope, sliding_rope = read_ropes(hf_config, heads.width, base=ROPE_BASE)
+        windows = read_windows(hf_config, count, pattern=4)
+        return build_from_layers(hf_config, heads, [(MaskConfig(window), sliding_rope if window else full_rope) for window in windows])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from flatlm.examples import qwen3_moe
 from flatlm.layers.config import (
-    AttentionConfig,
     BlockConfig,
     MixtureConfig,
     ModelConfig,
@@ -15,7 +14,7 @@ from flatlm.layers.config import (
     NormSpan,
     QueryKeyNormConfig,
 )
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -36,25 +35,19 @@ class OlmoeConfigBuilder(ConfigBuilder):
         heads = read_heads(hf_config)
         hf_config.skip("router_aux_loss_coef", "output_router_logits")
         bias, norm = hf_config.boolean("attention_bias", False), NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-5))
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             read_rope(hf_config, heads.width),
-            qkv_bias=bias,
-            output_bias=bias,
+            bias=bias,
             qk_norm=QueryKeyNormConfig(norm, NormSpan.ALL),
             clip=hf_config.optional_float("clip_qkv", None),
         )
         experts, chosen = hf_config.positive_int("num_experts", 64), hf_config.positive_int("num_experts_per_tok", 8)
-        mixture = MixtureConfig(read_gated(hf_config), experts, chosen, hf_config.boolean("norm_topk_prob", False))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, mixture, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 4096),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        mixture = MixtureConfig(read_feed_forward(hf_config), experts, chosen, hf_config.boolean("norm_topk_prob", False))
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, mixture, norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=4096,
         )
 
 

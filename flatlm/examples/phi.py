@@ -5,8 +5,8 @@ Reference: transformers.PhiForCausalLM. Papers: Gunasekar et al. 2023 (arXiv 230
 
 from pathlib import Path
 
-from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, NormKind, QueryKeyNormConfig
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, ModelConfig, NormConfig, NormKind, QueryKeyNormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -39,27 +39,15 @@ class PhiConfigBuilder(ConfigBuilder):
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         heads, norm = read_heads(hf_config), NormConfig(NormKind.LAYER, hf_config.positive_float("layer_norm_eps", 1e-5), bias=True)
-        attention = AttentionConfig(
-            heads.query,
-            heads.key_value,
-            heads.width,
+        attention = heads.attention(
             read_rope(hf_config, heads.width, partial=0.5),
-            qkv_bias=True,
-            output_bias=True,
+            bias=True,
             qk_norm=QueryKeyNormConfig(norm) if hf_config.boolean("qk_layernorm", False) else None,
         )
-        feed_forward = FeedForwardConfig(
-            hf_config.positive_int("intermediate_size"), hf_config.choice("hidden_act", ACTIVATIONS, "gelu_new"), gated=False, bias=True
-        )
+        feed_forward = read_feed_forward(hf_config, default="gelu_new", gated=False, bias=True)
         block = BlockConfig(attention, feed_forward, norm, feed_forward_norm=None, parallel=True)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size", 51200),
-            embedding_dim=heads.dim,
-            blocks=(block,) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 2048),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
-            head_bias=True,
+        return read_model(
+            hf_config, (block,) * hf_config.positive_int("num_hidden_layers"), norm, max_positions=2048, vocab_size=51200, head_bias=True
         )
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples import llama
-from flatlm.layers.config import AttentionConfig, BlockConfig, LongRopeScaling, MaskConfig, ModelConfig, NormConfig, RopeConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_rope
+from flatlm.layers.config import BlockConfig, LongRopeScaling, MaskConfig, ModelConfig, NormConfig, RopeConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -42,15 +42,14 @@ class Phi3ConfigBuilder(ConfigBuilder):
         for key in ("full_attn_mod", "interpolate_factor"):
             hf_config.require(key, 1)
         mask = MaskConfig(hf_config.optional_int("sliding_window", None))
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, read_longrope(hf_config, heads.width), mask=mask)
+        attention = heads.attention(read_longrope(hf_config, heads.width), mask=mask)
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-5))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size", 32064),
-            embedding_dim=heads.dim,
-            blocks=(BlockConfig(attention, read_gated(hf_config), norm, norm),) * hf_config.positive_int("num_hidden_layers"),
-            max_positions=hf_config.positive_int("max_position_embeddings", 4096),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        return read_model(
+            hf_config,
+            (BlockConfig(attention, read_feed_forward(hf_config), norm, norm),) * hf_config.positive_int("num_hidden_layers"),
+            norm,
+            max_positions=4096,
+            vocab_size=32064,
         )
 
 

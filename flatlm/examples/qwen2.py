@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples.llama import TENSOR_NAMES
-from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_qwen_windows, read_rope
+from flatlm.layers.config import BlockConfig, MaskConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_qwen_windows, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -26,20 +26,18 @@ class Qwen2ConfigBuilder(ConfigBuilder):
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         heads, layers = read_heads(hf_config), hf_config.positive_int("num_hidden_layers")
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, read_rope(hf_config, heads.width), qkv_bias=True)
+        attention = heads.attention(read_rope(hf_config, heads.width), qkv_bias=True)
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
-        feed_forward = read_gated(hf_config)
+        feed_forward = read_feed_forward(hf_config)
         hf_config.skip("use_mrope")  # of the published Qwen2.5: false, and for images where it is not
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=tuple(
+        return read_model(
+            hf_config,
+            tuple(
                 BlockConfig(replace(attention, mask=MaskConfig(window)), feed_forward, norm, norm)
                 for window in read_qwen_windows(hf_config, layers)
             ),
-            max_positions=hf_config.positive_int("max_position_embeddings", 32768),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+            norm,
+            max_positions=32768,
         )
 
 

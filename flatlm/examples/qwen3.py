@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flatlm.examples import llama
 from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig, QueryKeyNormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_qwen_windows, read_rope
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_qwen_windows, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -32,17 +32,15 @@ class Qwen3ConfigBuilder(ConfigBuilder):
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         layers = hf_config.positive_int("num_hidden_layers")
         norm = NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
-        attention, feed_forward = read_attention(hf_config, norm), read_gated(hf_config)
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=hf_config.positive_int("hidden_size"),
-            blocks=tuple(
+        attention, feed_forward = read_attention(hf_config, norm), read_feed_forward(hf_config)
+        return read_model(
+            hf_config,
+            tuple(
                 BlockConfig(replace(attention, mask=MaskConfig(window)), feed_forward, norm, norm)
                 for window in read_qwen_windows(hf_config, layers)
             ),
-            max_positions=hf_config.positive_int("max_position_embeddings", 32768),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+            norm,
+            max_positions=32768,
         )
 
 
@@ -51,9 +49,7 @@ def read_attention(hf_config: ConfigReader, norm: NormConfig) -> AttentionConfig
     heads = read_heads(hf_config, default_width=128)
     bias = hf_config.boolean("attention_bias", False)
     rope = read_rope(hf_config, heads.width)
-    return AttentionConfig(
-        heads.query, heads.key_value, heads.width, rope, qkv_bias=bias, output_bias=bias, qk_norm=QueryKeyNormConfig(norm)
-    )
+    return heads.attention(rope, bias=bias, qk_norm=QueryKeyNormConfig(norm))
 
 
 if __name__ == "__main__":

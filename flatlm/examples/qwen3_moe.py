@@ -9,7 +9,7 @@ from pathlib import Path
 from flatlm.examples import qwen3
 from flatlm.examples.qwen3 import read_attention
 from flatlm.layers.config import BlockConfig, MaskConfig, MixtureConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated
+from flatlm.utilities.config_parts import read_feed_forward, read_model
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -42,17 +42,15 @@ class Qwen3MoeConfigBuilder(ConfigBuilder):
         local = hf_config.positive_int("num_local_experts", 128)  # as newer versions of transformers write it
         experts, chosen = hf_config.positive_int("num_experts", local), hf_config.positive_int("num_experts_per_tok", 8)
         mixture = MixtureConfig(
-            read_gated(hf_config, width="moe_intermediate_size"), experts, chosen, hf_config.boolean("norm_topk_prob", False)
+            read_feed_forward(hf_config, width="moe_intermediate_size"), experts, chosen, hf_config.boolean("norm_topk_prob", False)
         )
-        plain, step = read_gated(hf_config), hf_config.positive_int("decoder_sparse_step", 1)
+        plain, step = read_feed_forward(hf_config), hf_config.positive_int("decoder_sparse_step", 1)
         dense = {*hf_config.wholes("mlp_only_layers", []), *(layer for layer in range(layers) if (layer + 1) % step)}
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=hf_config.positive_int("hidden_size"),
-            blocks=tuple(BlockConfig(attention, plain if layer in dense else mixture, norm, norm) for layer in range(layers)),
-            max_positions=hf_config.positive_int("max_position_embeddings", 32768),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", False),
+        return read_model(
+            hf_config,
+            tuple(BlockConfig(attention, plain if layer in dense else mixture, norm, norm) for layer in range(layers)),
+            norm,
+            max_positions=32768,
         )
 
 

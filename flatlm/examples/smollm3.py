@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.examples.llama import TENSOR_NAMES
-from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_gated, read_heads, read_layer_types, read_rope
+from flatlm.layers.config import BlockConfig, MaskConfig, ModelConfig, NormConfig
+from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_layer_types, read_model, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -36,19 +36,18 @@ class SmolLM3ConfigBuilder(ConfigBuilder):
 
         bias, norm = hf_config.boolean("attention_bias", False), NormConfig(eps=hf_config.positive_float("rms_norm_eps", 1e-6))
         rope = read_rope(hf_config, heads.width, base=2000000.0)
-        attention = AttentionConfig(heads.query, heads.key_value, heads.width, rope, qkv_bias=bias, output_bias=bias)
+        attention = heads.attention(rope, bias=bias)
         attentions = [
             replace(attention, rope=rope if turned[layer] else None, mask=MaskConfig(window if used and local[layer] else None))
             for layer in range(layers)
         ]
-        feed_forward = read_gated(hf_config, bias=hf_config.boolean("mlp_bias", False))
-        return ModelConfig(
-            vocab_size=hf_config.positive_int("vocab_size"),
-            embedding_dim=heads.dim,
-            blocks=tuple(BlockConfig(attention, feed_forward, norm, norm) for attention in attentions),
-            max_positions=hf_config.positive_int("max_position_embeddings", 32768),
-            final_norm=norm,
-            tied_head=hf_config.boolean("tie_word_embeddings", True),
+        feed_forward = read_feed_forward(hf_config, bias=hf_config.boolean("mlp_bias", False))
+        return read_model(
+            hf_config,
+            tuple(BlockConfig(attention, feed_forward, norm, norm) for attention in attentions),
+            norm,
+            max_positions=32768,
+            tied=True,
         )
 
 

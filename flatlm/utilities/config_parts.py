@@ -2,13 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from flatlm.layers.config import (
     Activation,
+    AttentionConfig,
+    BlockConfig,
     FeedForwardConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ModelConfig,
+    NormConfig,
     RopeConfig,
     RopeScaling,
     YarnScaling,
@@ -35,6 +40,10 @@ class Heads:
     query: int
     key_value: int
     width: int
+
+    def attention(self, rope: RopeConfig | None, *, bias: bool = False, **more: Any) -> AttentionConfig:
+        """Attention of these widths. `bias`: of all its projections; `more`: the other fields of an AttentionConfig."""
+        return AttentionConfig(self.query, self.key_value, self.width, rope, **{"qkv_bias": bias, "output_bias": bias, **more})
 
 
 def read_heads(hf_config: ConfigReader, *, default_width: int | None = None) -> Heads:
@@ -78,6 +87,25 @@ def read_rope(
     scaling.skip("type", "rope_type")
     scaling.finish()
     return rope
+
+
+def read_ropes(hf_config: ConfigReader, head_dim: int, *, base: float, window_base: float | None = None) -> tuple[RopeConfig, RopeConfig]:
+    """The rotary embeddings of layers that see everything, and of those that see a window.
+
+    From `rope_parameters`, which has one for each kind of layer; or, in the old form, from `rope_theta` and `rope_scaling` for the first,
+    and for the second `window_base` (None: the first one's), unscaled.
+    """
+    kinds = ("full_attention", "sliding_attention")
+    parameters = hf_config.nested("rope_parameters")
+    if parameters is not None:
+        if not all(map(parameters.has, kinds)):
+            raise hf_config.wrong("rope_parameters", f"must have {' and '.join(kinds)}")
+        parameters.skip(*kinds)
+        parameters.finish()
+    whole = read_rope(hf_config, head_dim, base=base, layer_type=kinds[0])
+    if parameters is None:
+        return whole, RopeConfig(head_dim, whole.base if window_base is None else window_base)
+    return whole, read_rope(hf_config, head_dim, base=base, layer_type=kinds[1])
 
 
 def _rope(reader: ConfigReader, head_dim: int, base: float, scaling: RopeScaling | None, partial: float) -> RopeConfig:
@@ -160,6 +188,16 @@ def read_layer_types(hf_config: ConfigReader, layers: int, default: list[str]) -
     return [kind == "sliding_attention" for kind in types]
 
 
+def read_windows(hf_config: ConfigReader, layers: int, *, pattern: int) -> list[int | None]:
+    """Each layer's window: from `sliding_window` and `layer_types`, or on all but the last of each `pattern` layers."""
+    default = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
+    local = read_layer_types(hf_config, layers, default)
+    window = hf_config.optional_int("sliding_window", 4096)
+    if any(local) and window is None:
+        raise hf_config.wrong("sliding_window", "is needed: some layers see a window only")
+    return [window if own else None for own in local]
+
+
 def read_qwen_windows(hf_config: ConfigReader, layers: int) -> list[int | None]:
     """Each layer's window, from `use_sliding_window`, `sliding_window`, `max_window_layers` and `layer_types`."""
     used = hf_config.boolean("use_sliding_window", False)
@@ -169,6 +207,40 @@ def read_qwen_windows(hf_config: ConfigReader, layers: int) -> list[int | None]:
     return [window if local and used else None for local in read_layer_types(hf_config, layers, default)]
 
 
-def read_gated(hf_config: ConfigReader, *, width: str = "intermediate_size", bias: bool = False) -> FeedForwardConfig:
-    """A gated feed-forward of `intermediate_size` (or the key `width`) and `hidden_act`."""
-    return FeedForwardConfig(hf_config.positive_int(width), hf_config.choice("hidden_act", ACTIVATIONS, "silu"), bias=bias)
+def read_feed_forward(
+    hf_config: ConfigReader,
+    *,
+    width: str = "intermediate_size",
+    activation: str = "hidden_act",
+    default: str = "silu",
+    gated: bool = True,
+    bias: bool = False,
+) -> FeedForwardConfig:
+    """A feed-forward of the widths and activation under these keys; `default`: the activation where there is none."""
+    return FeedForwardConfig(hf_config.positive_int(width), hf_config.choice(activation, ACTIVATIONS, default), gated, bias)
+
+
+def read_model(
+    hf_config: ConfigReader,
+    blocks: tuple[BlockConfig, ...],
+    norm: NormConfig,
+    *,
+    max_positions: int,
+    vocab_size: int | None = None,
+    tied: bool = False,
+    **more: Any,
+) -> ModelConfig:
+    """The model around its blocks, from the keys that most families share.
+
+    `norm`: the final one. `max_positions`, `vocab_size` (None: it must be there) and `tied`: what the family means where a key is absent.
+    `more`: the other fields of a ModelConfig.
+    """
+    return ModelConfig(
+        vocab_size=hf_config.positive_int("vocab_size") if vocab_size is None else hf_config.positive_int("vocab_size", vocab_size),
+        embedding_dim=hf_config.positive_int("hidden_size"),
+        blocks=blocks,
+        max_positions=hf_config.positive_int("max_position_embeddings", max_positions),
+        final_norm=norm,
+        tied_head=hf_config.boolean("tie_word_embeddings", tied),
+        **more,
+    )

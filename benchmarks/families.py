@@ -8,18 +8,15 @@ ratios to its first row.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.export import measure
 from benchmarks.large import drop_from_page_cache
-from tools.published_tensors import hub_forms
+from benchmarks.random_checkpoint import write_checkpoint
 
 BASE = {
     "vocab_size": 128256,
@@ -44,27 +41,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     },
 }
-BLOCK = 16 << 20
-"""Random numbers that a checkpoint is made of, again and again."""
-
-
-def write_checkpoint(directory: Path, config: dict[str, Any]) -> int:
-    """Random bfloat16 weights under the names of the reference's class; returns the number of parameters."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=2))
-    values = 0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32)
-    block = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    header, offset = {}, 0
-    for name, shape in hub_forms(config)["published"].items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start in range(0, offset, len(block)):
-            file.write(block[: offset - start])
-    return offset // 2
 
 
 def main() -> None:

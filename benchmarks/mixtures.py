@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families import write_checkpoint
+from benchmarks.random_checkpoint import write_checkpoint
 from flatlm.convert import decoder
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe

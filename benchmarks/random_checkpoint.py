@@ -1,34 +1,39 @@
-"""Write a Llama-shaped checkpoint of random bfloat16 weights, a piece at a time, for measuring exports where real weights cannot be had.
+"""Write a checkpoint of random bfloat16 weights, for measuring exports where real weights cannot be had. This one is shaped like a Llama:
 
-python benchmarks/random_checkpoint.py OUT_DIR --layers 8 --hidden 2048 --feed-forward 8192 [--heads 16] [--kv-heads 8] [--vocab 32000]
+python -m benchmarks.random_checkpoint OUT_DIR --layers 8 --hidden 2048 --feed-forward 8192 [--heads 16] [--kv-heads 8] [--vocab 32000]
 """
 
 import argparse
 import json
-import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-PIECE = 4 << 20
+from tools.published_tensors import hub_forms
+
+BLOCK = 16 << 20
+"""Random numbers that a checkpoint is made of, again and again."""
 
 
-def shapes(layers: int, hidden: int, feed_forward: int, heads: int, kv_heads: int, vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width = hidden // heads
-    yield "model.embed_tokens.weight", (vocab, hidden)
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        yield f"{at}.input_layernorm.weight", (hidden,)
-        yield f"{at}.self_attn.q_proj.weight", (hidden, hidden)
-        yield f"{at}.self_attn.k_proj.weight", (kv_heads * width, hidden)
-        yield f"{at}.self_attn.v_proj.weight", (kv_heads * width, hidden)
-        yield f"{at}.self_attn.o_proj.weight", (hidden, hidden)
-        yield f"{at}.post_attention_layernorm.weight", (hidden,)
-        yield f"{at}.mlp.gate_proj.weight", (feed_forward, hidden)
-        yield f"{at}.mlp.up_proj.weight", (feed_forward, hidden)
-        yield f"{at}.mlp.down_proj.weight", (hidden, feed_forward)
-    yield "model.norm.weight", (hidden,)
+def write_checkpoint(directory: Path, config: Mapping[str, Any]) -> int:
+    """Random weights under the names and shapes that the reference's class gives to this config.json; returns how many there are."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    values = 0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32)
+    block = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    header, offset = {}, 0
+    for name, shape in hub_forms(config)["published"].items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, offset, len(block)):
+            file.write(block[: offset - start])
+    return offset // 2
 
 
 def main() -> None:
@@ -41,24 +46,6 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--vocab", type=int, default=32000)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    header, offset = {}, 0
-    for name, shape in shapes(args.layers, args.hidden, args.feed_forward, args.heads, args.kv_heads, args.vocab):
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    rng = np.random.default_rng(0)
-    with (args.out / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for entry in header.values():
-            left = int(np.prod(entry["shape"]))
-            centre, spread = (1.0, 0.1) if len(entry["shape"]) == 1 else (0.0, 0.02)
-            while left:
-                values = centre + spread * rng.standard_normal(min(left, PIECE), dtype=np.float32)
-                file.write((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes())
-                left -= len(values)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -73,8 +60,7 @@ def main() -> None:
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     }
-    (args.out / "config.json").write_text(json.dumps(config, indent=2))
-    print(f"{args.out}: {offset / 1e9:.2f} GB")
+    print(f"{args.out}: {2 * write_checkpoint(args.out, config) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.families import write_checkpoint
+from benchmarks.random_checkpoint import write_checkpoint
 from flatlm.generative.model_file import read_model_file
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.recipes import get_recipe

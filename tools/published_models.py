@@ -6,7 +6,6 @@ change a model (names of Python files, writers' versions), and its number of par
 """
 
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import torch
 from flatlm.layers.kv_cache import CacheGeometry, empty_caches
 from flatlm.utilities.checkpoints.files import TensorRecord
 from flatlm.utilities.exporter import ExportPlan, ExportRequest, plan_export
-from flatlm.utilities.registry import FAMILIES
 from tools.published_tensors import Shapes, hub_forms
 
 LONG_CACHE = 8192
@@ -34,16 +32,9 @@ class PublishedModel:
     parameters: int
     config: Mapping[str, Any] = field(repr=False, hash=False)
     tied_head_stored: bool = False
-    ignored_config_keys: tuple[str, ...] = ()
-    """Keys that its export needs `--ignore-config-key` for."""
 
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def registered(self) -> bool:
-        """Whether FlatLM has its family."""
-        return any(set(self.config["architectures"]) & set(record.architectures) for record in FAMILIES)
 
     def agrees(self, count: int) -> bool:
         """Whether a model of so many parameters can be the published one."""
@@ -54,10 +45,7 @@ class PublishedModel:
 def load_published_models() -> tuple[PublishedModel, ...]:
     """The table, in the order of the file: by family, small models first."""
     table = json.loads(Path(__file__).with_name("published_models.json").read_text("utf-8"))
-    return tuple(
-        PublishedModel(name, **facts | {"ignored_config_keys": tuple(facts.get("ignored_config_keys", ()))})
-        for name, facts in table.items()
-    )
+    return tuple(PublishedModel(name, **facts) for name, facts in table.items())
 
 
 class NamesOnly:
@@ -98,7 +86,7 @@ def plan_model(model: PublishedModel, shapes: Shapes) -> ExportPlan:
         directory = Path(folder)
         (directory / "config.json").write_text(json.dumps(model.config), "utf-8")
         write_names(directory / "model.safetensors", shapes)
-        request = ExportRequest(directory, directory / "model.tflite", ignored_config_keys=model.ignored_config_keys)
+        request = ExportRequest(directory, directory / "model.tflite")
         return plan_export(NamesOnly(shapes, directory), request)
 
 
@@ -106,12 +94,6 @@ def write_names(path: Path, shapes: Shapes) -> None:
     """A file of empty tensors of these names: a config builder may look which there are."""
     header = json.dumps({name: {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]} for name in shapes}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-
-
-def parameters_read(plan: ExportPlan) -> int:
-    """How many numbers of the checkpoint the plan reads; norms that heads share count once."""
-    parts = {part.tensor: part.shape for weight in plan.weights.weights.values() for part in weight.slot.parts}
-    return sum(math.prod(shape) for shape in parts.values())
 
 
 def cache_bytes(plan: ExportPlan, length: int | None = None, *, rings: bool = True) -> int:

@@ -7,7 +7,7 @@ from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
 from flatlm.utilities.exporter import DEFAULT_CACHE_LENGTH, ExportPlan
-from tools.published_models import LONG_CACHE, PublishedModel, cache_bytes, load_published_models, parameters_read, published_plan
+from tools.published_models import LONG_CACHE, PublishedModel, cache_bytes, load_published_models, published_plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 SHOWN_RECIPES = ("dynamic_int8", "dynamic_int4_block32", "fp16")
@@ -30,22 +30,18 @@ All figures are in MB (10⁶ bytes)."""
 
 def page() -> str:
     """The page's Markdown."""
-    models = load_published_models()
-    plans = {model: published_plan(model) for model in models if model.registered}
+    plans = {model: published_plan(model) for model in load_published_models()}
     heads = ["model", "family", "parameters", *(f"file, `{name}`" for name in SHOWN_RECIPES), "to run"]
     heads += [f"KV {DEFAULT_CACHE_LENGTH}", f"KV {LONG_CACHE}", "no rings"]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
     lines += [f"| {' | '.join(_row(model, plan))} |" for model, plan in plans.items()]
-    keys = [f"`{model}` needs `--ignore-config-key {key}`." for model in plans for key in model.ignored_config_keys]
-    parts = [INTRODUCTION, _signatures(plans), "\n".join(lines), *keys]
-    if waiting := [f"`{model}`" for model in models if not model.registered]:
-        parts.append(f"In the table of facts, and of no family that FlatLM has: {', '.join(waiting)}.")
+    parts = [INTRODUCTION, _signatures(plans), "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def _row(model: PublishedModel, plan: ExportPlan) -> list[str]:
     files = [_file_bytes(plan, name) for name in SHOWN_RECIPES]
-    row = [f"[{model}](https://huggingface.co/{model})", plan.family, f"{parameters_read(plan) / 1e6:,.1f} M", *map(_megabytes, files)]
+    row = [f"[{model}](https://huggingface.co/{model})", plan.family, f"{plan.weights.parameters() / 1e6:,.1f} M", *map(_megabytes, files)]
     row += [_megabytes(_size(plan.layout) + plan.cache_bytes), _megabytes(plan.cache_bytes)]
     if plan.config.max_positions < LONG_CACHE:
         return [*row, "-", "-"]

@@ -13,7 +13,7 @@ from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.layers.config import LongRopeScaling
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
-from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import is_quantized

@@ -38,7 +38,7 @@ class ConfigReader:
         """Read `directory`/config.json, or the metadata of a GGUF file. Raises ConfigError (CheckpointError for a broken GGUF file)."""
         path = directory / "config.json"
         if not path.is_file():
-            from flatlm.utilities.checkpoints.gguf_files import find_gguf
+            from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 
             if (file := find_gguf(directory)) is not None:
                 from flatlm.utilities.checkpoints.gguf_config import read_config
@@ -129,17 +129,15 @@ class ConfigReader:
 
     def optional_int(self, key: str, default: int | None) -> int | None:
         """A positive whole number; None where the key is there and null. `default` only where it is absent."""
-        if (key in self.values and self.values[key] is None) or (key not in self.values and default is None):
-            self._read.add(key)
-            return None
-        return self.positive_int(key, _ABSENT if default is None else default)
+        return None if self._is_none(key, default) else self.positive_int(key, default or _ABSENT)
 
     def optional_float(self, key: str, default: float | None) -> float | None:
         """A positive number; None where the key is there and null. `default` only where it is absent."""
-        if (key in self.values and self.values[key] is None) or (key not in self.values and default is None):
-            self._read.add(key)
-            return None
-        return self.positive_float(key, _ABSENT if default is None else default)
+        return None if self._is_none(key, default) else self.positive_float(key, default or _ABSENT)
+
+    def _is_none(self, key: str, default: float | None) -> bool:
+        self._read.add(key)
+        return self.values.get(key, default) is None
 
     def strings(self, key: str, default: list[str] = _ABSENT) -> list[str]:
         values = self._get(key, default)

@@ -47,13 +47,7 @@ class PlannedWeight:
         """Rows [start, stop) in the stored dtype (the widest, where parts differ; float32, where numbers are added)."""
         if self.slot.own_shape is not None:  # a matrix of which each part is a row
             return torch.stack([self._read(part, 0, part.taken[0]) for part in self.slot.parts[start:stop]])
-        pieces, first = [], 0
-        for part in self.slot.parts:
-            count = part.taken[0]
-            low, high = max(start - first, 0), min(stop - first, count)
-            if low < high:
-                pieces.append(self._read(part, low, high))
-            first += count
+        pieces = [self._read(part, low, high) for part, low, high in self._within(start, stop)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def origin(self, row: int) -> str:
@@ -79,17 +73,23 @@ class PlannedWeight:
     def integer_rows(self, start: int, stop: int) -> IntegerRows:
         """Rows [start, stop) as the checkpoint stores them."""
         assert isinstance(self._checkpoint, IntegerStore)
-        pieces, first = [], 0
+        pieces = []
+        for part, low, high in self._within(start, stop):
+            indices = np.arange(low, high) if part.rows is None else part.rows[low:high]
+            lowest = int(indices.min())
+            read = self._checkpoint.integer_rows(part.tensor, lowest, int(indices.max()) + 1)
+            chosen = torch.from_numpy(indices - lowest)
+            pieces.append(read if part.rows is None else IntegerRows(read.integers[chosen], read.scales[chosen]))
+        return concatenate(pieces)
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that the rows [start, stop) lie in, and which of each part's rows they are."""
+        first = 0
         for part in self.slot.parts:
             low, high = max(start - first, 0), min(stop - first, part.taken[0])
             if low < high:
-                indices = np.arange(low, high) if part.rows is None else part.rows[low:high]
-                lowest = int(indices.min())
-                read = self._checkpoint.integer_rows(part.tensor, lowest, int(indices.max()) + 1)
-                chosen = torch.from_numpy(indices - lowest)
-                pieces.append(read if part.rows is None else IntegerRows(read.integers[chosen], read.scales[chosen]))
+                yield part, low, high
             first += part.taken[0]
-        return concatenate(pieces)
 
     def _read(self, part: Part, start: int, stop: int) -> Tensor:
         if part.transposed or part.expert is not None:

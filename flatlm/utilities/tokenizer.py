@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from flatlm.errors import TokenizerError
 from flatlm.utilities.chat_template import render_chat
-from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
 from flatlm.utilities.tokenizer_conversion import model_for_bundle
 from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings

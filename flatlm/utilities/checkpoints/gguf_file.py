@@ -21,9 +21,9 @@ import torch
 
 from flatlm.errors import CheckpointError
 from flatlm.utilities.checkpoints.files import SAMPLE_BYTES, TensorRecord, WeightsFile, as_bytes
-from flatlm.utilities.checkpoints.gguf_files import shards
 from flatlm.utilities.checkpoints.gguf_header import GgufHeader, GgufTensor, read_header
 from flatlm.utilities.checkpoints.gguf_names import ARCHITECTURES, ROPE_TENSORS, GgufArchitecture
+from flatlm.utilities.checkpoints.gguf_paths import shards
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()  # noqa: SIM905 - reads better

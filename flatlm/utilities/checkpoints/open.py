@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flatlm.utilities.checkpoints.directory import Checkpoint
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
-from flatlm.utilities.checkpoints.gguf_files import find_gguf
+from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.quantized import open_quantized
 from flatlm.utilities.checkpoints.store import TensorStore

@@ -17,7 +17,6 @@ from flatlm.utilities.checkpoints import gguf_file
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.exporter import ExportRequest, plan_export
-from flatlm.utilities.registry import FAMILIES
 from flatlm.utilities.tokenizer import Tokenizer
 from tests.utilities.checkpoints.gguf_models import CASES, Kind, random_model, write_model
 from tests.utilities.checkpoints.test_gguf_models import llama3_case
@@ -51,9 +50,6 @@ def test_every_family_is_that_of_the_original(name: str, tmp_path: Path) -> None
     case = CASES[name]
     model = random_model(case)
     path = write_model(tmp_path / "model.gguf", case, model)
-    known = {architecture for record in FAMILIES for architecture in record.architectures}
-    if ConfigReader.from_directory(path).architecture not in known:
-        pytest.skip("the family is not in the registry")
     with torch.inference_mode():
         expected = model(torch.tensor([IDS])).logits[0].numpy()
     np.testing.assert_allclose(EagerReference(path, length=64).feed(IDS), expected, rtol=1e-4, atol=1e-4)

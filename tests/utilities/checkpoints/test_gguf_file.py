@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from flatlm.errors import CheckpointError
 from flatlm.utilities.checkpoints import gguf_file
 from flatlm.utilities.checkpoints.gguf_file import QUANTIZED, SUPPORTED, GgufCheckpoint
-from flatlm.utilities.checkpoints.gguf_files import find_gguf
 from flatlm.utilities.checkpoints.gguf_header import read_metadata
+from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from tests.utilities.checkpoints.gguf_models import Kind, encode, write_gguf
 

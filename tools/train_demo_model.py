@@ -1,6 +1,6 @@
 """Train the demo model that ships with FlatLM: a small Llama that writes little stories, from scratch, on a CPU, in minutes.
 
-    python tools/train_demo_model.py
+    python -m tools.train_demo_model
 
 writes `flatlm/assets/demo_model/` (a checkpoint as transformers saves them, bf16) and `flatlm/assets/demo_text/held_out.json` (stories
 that were never trained on). Text, tokenizer, initial weights and batches all follow from the seed.
@@ -11,15 +11,18 @@ import json
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import story_grammar
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
+
+from tools import story_grammar
 
 ASSETS = Path(__file__).resolve().parent.parent / "flatlm" / "assets"
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -81,13 +84,13 @@ def split_stories(plan: Plan) -> tuple[list[str], list[str]]:
     return everything[plan.held_out :], everything[: plan.held_out]
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocab_size: int = LLAMA["vocab_size"]) -> Tokenizer:
     """A byte-level BPE that puts <s> before every text; it has no unknown characters."""
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=LLAMA["vocab_size"],
+        vocab_size=vocab_size,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -118,10 +121,10 @@ def rate_at(step: int, plan: Plan) -> float:
     return plan.peak_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(rows: torch.Tensor, plan: Plan) -> LlamaForCausalLM:
+def train(rows: torch.Tensor, plan: Plan, config: Mapping[str, Any] = LLAMA) -> LlamaForCausalLM:
     """The trained float32 model; `rows` [rows, row] are gone through in a shuffled order, again and again until the steps are done."""
     torch.manual_seed(plan.seed)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA)).float().train()
+    model = LlamaForCausalLM(LlamaConfig(**config)).float().train()
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
@@ -146,15 +149,16 @@ def train(rows: torch.Tensor, plan: Plan) -> LlamaForCausalLM:
     return model.eval()
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
-    """The checkpoint's files, the weights in bf16; the tied head is not stored."""
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path, config: Mapping[str, Any] = LLAMA) -> None:
+    """The checkpoint's files, the weights in bf16; a tied head is not stored."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    tied = ("lm_head.weight",) if config["tie_word_embeddings"] else ()
+    tensors = {name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(directory / "tokenizer_config.json", TOKENIZER)
-    write_json(directory / "config.json", LLAMA)
+    write_json(directory / "config.json", dict(config))
     write_json(directory / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS, "do_sample": True, "temperature": 0.8})
 
 
@@ -188,7 +192,7 @@ def sample(directory: Path, prompt: str, temperature: float, seed: int = 0) -> s
 
 def report(directory: Path, plan: Plan, facts: dict[str, str]) -> str:
     """The text of TRAINING.md."""
-    lines = ["# How this model was trained", "", "    python tools/train_demo_model.py", ""]
+    lines = ["# How this model was trained", "", "    python -m tools.train_demo_model", ""]
     lines += ["A Llama of little stories, from a seeded grammar (tools/story_grammar.py); made for demonstrations and tests.", ""]
     lines += ["It writes correct sentences and whole plots, but it often loses a story's names and places.", ""]
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items()), ""]

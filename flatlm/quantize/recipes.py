@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from flatlm.errors import RecipeError
+from flatlm.quantize.method import PLAIN, Method
 from flatlm.quantize.schemes import SCHEMES, Scheme, get_scheme, unknown_name
 
 EMBEDDING = "embedding.*"
@@ -89,6 +90,7 @@ class Recipe:
     bound: Bound
     summary: str
     warning: str | None = None
+    method: Method = PLAIN
 
     def __post_init__(self) -> None:
         if not self.suffix or not self.suffix.replace("_", "").isalnum():
@@ -159,7 +161,8 @@ class Recipe:
                 raise RecipeError(f"recipe bound: {key!r} must be a number or null, not {value!r}")
         text = {key: _text(fields[key], key) for key in ("name", "suffix", "summary")}
         warning = fields.get("warning")
-        return cls(rules=tuple(table), bound=Bound(**bound), warning=None if warning is None else _text(warning, "warning"), **text)
+        warning = None if warning is None else _text(warning, "warning")
+        return cls(rules=tuple(table), bound=Bound(**bound), warning=warning, method=_method(fields.get("method", {})), **text)
 
 
 def loosest_bound(scheme_names: Iterable[str]) -> Bound:
@@ -245,7 +248,17 @@ def _is_structural(weight_name: str) -> bool:
     return any(fnmatchcase(weight_name, pattern) for pattern in ALWAYS_FLOAT32)
 
 
-def _fields(data: object, what: str, record: type[Recipe] | type[Bound]) -> dict[str, Any]:
+def _method(data: object) -> Method:
+    values = _fields(data, "recipe method", Method)
+    for key, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        right = {"rounding": isinstance(value, str), "smooth": value is None or number}.get(key, isinstance(value, bool))
+        if not right:
+            raise RecipeError(f"recipe method: {key!r} cannot be {value!r}")
+    return Method(**values)
+
+
+def _fields(data: object, what: str, record: type[Recipe] | type[Bound] | type[Method]) -> dict[str, Any]:
     fields = dataclasses.fields(record)
     required = {field.name for field in fields if field.default is dataclasses.MISSING}
     return _keys(data, what, required=required, optional={field.name for field in fields} - required)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flatlm.errors import RecipeError
+from flatlm.quantize.method import Method
 from flatlm.quantize.recipes import BOUNDS, RECIPES, Bound, Recipe, Rule, get_recipe, loosest_bound
 from flatlm.quantize.schemes import SCHEMES
 
@@ -208,3 +209,27 @@ def test_from_dict_needs_no_warning_and_no_complete_bound() -> None:
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_recipe("none").name = "x"  # type: ignore[misc]
+
+
+def test_a_method_goes_through_json_and_back():
+    recipe = dataclasses.replace(get_recipe("dynamic_int4_channel"), method=Method("gptq", rotate=True, migrate=True))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.method.needs_text and not get_recipe("dynamic_int4_channel").method.needs_text
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"rounding": "gptqq"}, "unknown rounding 'gptqq'"),
+        ({"rounding": 3}, "'rounding' cannot be 3"),
+        ({"smooth": 2}, "from 0 to 1"),
+        ({"smooth": True}, "'smooth' cannot be True"),
+        ({"rotate": "yes"}, "'rotate' cannot be 'yes'"),
+        ({"smooth": 0.5, "migrate": True}, "choose one"),
+        ({"rotates": True}, "did you mean 'rotate'"),
+        ([], "recipe method must be a table"),
+    ],
+)
+def test_a_wrong_method_is_refused(method, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe.from_dict(get_recipe("none").to_dict() | {"method": method})

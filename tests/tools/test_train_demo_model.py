@@ -1,6 +1,6 @@
 """The demo model that ships: its text is reproducible, its held-out stories were never trained on, and it predicts them well."""
 
-import importlib.util
+import importlib
 import itertools
 import json
 import random
@@ -12,28 +12,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools import story_grammar, train_demo_model
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "flatlm" / "assets" / "demo_model"
 HELD_OUT = ROOT / "flatlm" / "assets" / "demo_text" / "held_out.json"
 PERPLEXITY_BOUND = 1.35  # ten stories measure 1.3377
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def grammar():
-    return load("story_grammar")
+    return story_grammar
 
 
 @pytest.fixture(scope="module")
-def tool(grammar):
-    return load("train_demo_model")
+def tool():
+    return train_demo_model
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +78,8 @@ def test_held_out_stories_are_the_seeds_and_not_trained_on(tool, held_out):
 
 def test_importing_the_tool_does_nothing(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_demo_model.py", "--no-such-option"])
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # as for a script there
     before = {path: path.stat().st_mtime_ns for path in MODEL.parent.rglob("*")}
-    load("train_demo_model")
+    importlib.reload(train_demo_model)
     assert capsys.readouterr() == ("", "")
     assert before == {path: path.stat().st_mtime_ns for path in MODEL.parent.rglob("*")}
 

@@ -32,6 +32,10 @@ class TokenizerError(FlatlmError):
     """A tokenizer is missing, unreadable, or of a kind that is not supported."""
 
 
+class TextError(FlatlmError):
+    """A text to evaluate or calibrate on is unreadable, empty, too short, or tokenized for another model."""
+
+
 class RuntimeFileError(FlatlmError):
     """An exported file cannot be run as asked: not a model, a missing signature, a prompt that does not fit."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flatlm.errors import RuntimeFileError, TokenizerError
+from flatlm.generative.divergence import kl_divergence, log_softmax
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
@@ -64,10 +65,10 @@ def verify(
     """
     if tokens < 1:
         raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
-    _require_its_adapter(file, lora)
+    require_its_adapter(file, lora)
     with Runner.open(file) as runner:
         reference = open_reference(checkpoint, length=runner.cache_length, against=against, lora=lora)
-        _require_the_same_vocabulary(runner, reference, checkpoint)
+        require_the_same_vocabulary(runner, reference, checkpoint)
         starts = _prompt_ids(checkpoint, prompts, runner)
         tally = _Tally()
         generator, round_number = np.random.default_rng(SEED), 0
@@ -103,7 +104,7 @@ class _Tally:
             self.max_abs_error = self.kl = float("inf")
         else:
             self.max_abs_error = max(self.max_abs_error, float(np.abs(expected - got).max()))
-            self.kl += kl_divergence(expected, got)
+            self.kl += float(kl_divergence(expected, got))
         self.agreed += int(expected.argmax() == got.argmax())
         self.tokens += 1
 
@@ -114,17 +115,6 @@ class _Tally:
             and (bound.mean_kl is None or self.kl / self.tokens <= bound.mean_kl)
             and (bound.top1_agreement is None or self.agreed / self.tokens >= bound.top1_agreement)
         )
-
-
-def kl_divergence(expected: Array, got: Array) -> float:
-    """Sum of p (log p - log q) in nats, for logits [V] of p and of q, in float64."""
-    log_p, log_q = _log_softmax(expected), _log_softmax(got)
-    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
-
-
-def _log_softmax(logits: Array) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return shifted - np.log(np.exp(shifted).sum())  # type: ignore[no-any-return]
 
 
 def _compare_text(
@@ -152,7 +142,7 @@ def _compare_text(
         if progress is not None:
             progress("verify", tally.tokens, total)
         if done + 1 < count:
-            probabilities = np.exp(_log_softmax(expected))
+            probabilities = np.exp(log_softmax(expected))
             ids.append(int(generator.choice(len(probabilities), p=probabilities / probabilities.sum())))
             expected = reference.feed(ids[-1:])[-1]
 
@@ -176,13 +166,15 @@ def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) 
     return count, count
 
 
-def _require_its_adapter(file: Path, lora: Path | None) -> None:
+def require_its_adapter(file: Path, lora: Path | None) -> None:
+    """RuntimeFileError for a file with an adapter merged into it, where none is given for the reference."""
     merged = read_manifest(file).get("lora")
     if lora is None and isinstance(merged, dict):
         raise RuntimeFileError(f"{file} has the adapter {merged.get('name')!r} merged into it: give its directory with --lora")
 
 
-def _require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint: Path) -> None:
+def require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint: Path) -> None:
+    """RuntimeFileError where the file cannot have come from the checkpoint. The reference has read a token afterwards."""
     size = reference.feed([0]).shape[-1]
     if size != runner.vocab_size:
         raise RuntimeFileError(

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from flatlm.generative.divergence import kl_divergence
 from flatlm.generative.generate import generate
 from flatlm.generative.runner import Runner
-from flatlm.generative.verify import kl_divergence
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.exporter import ExportRequest, export

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from flatlm.generative.verify import _Tally, kl_divergence
+from flatlm.generative.divergence import kl_divergence
+from flatlm.generative.verify import _Tally
 from flatlm.quantize.recipes import Bound
 
 

@@ -59,6 +59,9 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
 class WholeDecoder(nn.Module):
     """One signature of a decoder as one module, for the generic path: the file's conventions, the model's own weights."""
 
+    weights_prefix = "model."
+    """Recipes see the names of the decoder's weights (quantize/weight_names.py)."""
+
     def __init__(self, model: Decoder, spec: SignatureSpec) -> None:
         super().__init__()
         self.model = model

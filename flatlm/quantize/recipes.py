@@ -10,12 +10,13 @@ Importing this loads neither torch nor numpy.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Self
 
 from flatlm.errors import RecipeError
+from flatlm.quantize.activations import LayerRanges
 from flatlm.quantize.method import PLAIN, Method
 from flatlm.quantize.schemes import SCHEMES, Scheme, get_scheme, unknown_name
 
@@ -23,7 +24,12 @@ EMBEDDING = "embedding.*"
 ATTENTION = "*.attention.*"
 FEED_FORWARD = "*.feed_forward.*"
 HEAD = "lm_head.*"
+ROUTER = "*.router.*"
+TABLES = "*embedding.*"
 REST = "*"
+
+LAYER_KINDS = frozenset({EMBEDDING, ATTENTION, FEED_FORWARD, HEAD, ROUTER, TABLES, REST})
+"""Patterns that say what is done with a kind of layer wherever there is one; any other names weights that must be there."""
 
 # Structural, not a matter of taste: no rule of a recipe is asked about these.
 ALWAYS_FLOAT32 = ("*_norm.*", "*.bias")
@@ -66,13 +72,14 @@ WARNINGS: Mapping[str, str] = MappingProxyType(
 # Keyed by scheme, because a mixed recipe takes the loosest bound of the schemes in it. What they rest on: healthy int8
 # files of real-size models agree on more than 99 % of the tokens, and below 95 % something is wrong; the int4 figures are
 # what block-wise rounding without calibration costs healthy models; per-channel int4 without calibration has no healthy
-# range, so it is measured only.
+# range, and static int8 is what its calibration makes it, so these are measured only.
 BOUNDS: Mapping[str, Bound] = MappingProxyType(
     {
         "float32": Bound(max_abs_error=1e-4),
         "float16": Bound(mean_kl=0.0005, top1_agreement=0.99),
         "dynamic_int8": Bound(mean_kl=0.01, top1_agreement=0.95),
         "weight_only_int8": Bound(mean_kl=0.01, top1_agreement=0.95),
+        "static_int8": Bound(),
         "dynamic_int4_block32": Bound(mean_kl=0.15, top1_agreement=0.80),
         "dynamic_int4_block128": Bound(mean_kl=0.3, top1_agreement=0.7),
         "dynamic_int4_channel": Bound(),
@@ -82,7 +89,10 @@ BOUNDS: Mapping[str, Bound] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """An ordered table of rules, with the file suffix, the bound and the words that go with it. Checked when it is made."""
+    """An ordered table of rules, with the file suffix, the bound and the words that go with it. Checked when it is made.
+
+    `activations`: the ranges that schemes of static activations need, by the name of the linear's weight.
+    """
 
     name: str
     rules: tuple[Rule, ...]
@@ -91,6 +101,7 @@ class Recipe:
     summary: str
     warning: str | None = None
     method: Method = PLAIN
+    activations: Mapping[str, LayerRanges] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.suffix or not self.suffix.replace("_", "").isalnum():
@@ -119,9 +130,8 @@ class Recipe:
         kept = tuple(rule for rule in parent.rules if rule.pattern not in overrides)
         rules = tuple(Rule(pattern, scheme) for pattern, scheme in overrides.items() if pattern != REST)
         rest = (Rule(REST, overrides[REST]),) if REST in overrides else ()
-        recipe = cls(
-            name, (*rules, *kept, *rest), name, parent.bound, f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items())
-        )
+        summary = f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items())
+        recipe = cls(name, (*rules, *kept, *rest), name, parent.bound, summary, activations=parent.activations)
         schemes = [rule.scheme_name for rule in recipe.rules]
         warning = parent.warning or next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
         return dataclasses.replace(recipe, bound=loosest_bound(schemes), warning=warning)
@@ -131,6 +141,28 @@ class Recipe:
         if _is_structural(weight_name) or (shape is not None and len(shape) < 2):
             return SCHEMES["float32"]
         return get_scheme(next(rule.scheme_name for rule in self.rules if fnmatchcase(weight_name, rule.pattern)))
+
+    def ranges_for(self, weight_name: str, scheme: Scheme) -> LayerRanges | None:
+        """The ranges of its linear's activations that a weight's scheme needs; None where it needs none. RecipeError where they are missing."""
+        if scheme.compute != "static":
+            return None
+        if weight_name not in self.activations:
+            raise RecipeError(
+                f"recipe {self.name!r}: scheme {scheme.name!r} needs the ranges of what {weight_name!r} reads and gives, and the recipe "
+                "has none: calibrate the model, or give the weight another scheme (a table that is only looked up: dynamic_int8)"
+            )
+        return self.activations[weight_name]
+
+    def require_matches(self, names: Iterable[str]) -> None:
+        """RecipeError where a pattern decides no weight among `names`, unless it is one of LAYER_KINDS, which a model may lack."""
+        names = list(names)
+        idle = [pattern for pattern in self.unmatched(names) if pattern not in LAYER_KINDS]
+        if idle:
+            weights = [name for name in names if not _is_structural(name)]
+            raise RecipeError(
+                f"recipe {self.name!r}: no weight is decided by {', '.join(map(repr, idle))}: misspelt, or hidden by an earlier rule "
+                f"(the model's weights: {', '.join(weights[:8])}{', ...' if len(weights) > 8 else ''})"
+            )
 
     def unmatched(self, names: Iterable[str]) -> tuple[str, ...]:
         """The patterns that decide no weight among `names`: misspelt, hidden by an earlier rule, or for a layer the model lacks."""
@@ -142,7 +174,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
-        return dataclasses.asdict(self) | {"rules": [{"pattern": rule.pattern, "scheme": rule.scheme_name} for rule in self.rules]}
+        data = dataclasses.asdict(dataclasses.replace(self, activations={}))
+        data["rules"] = [{"pattern": rule.pattern, "scheme": rule.scheme_name} for rule in self.rules]
+        data["activations"] = {name: ranges.to_dict() for name, ranges in self.activations.items()}
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -162,7 +197,12 @@ class Recipe:
         text = {key: _text(fields[key], key) for key in ("name", "suffix", "summary")}
         warning = fields.get("warning")
         warning = None if warning is None else _text(warning, "warning")
-        return cls(rules=tuple(table), bound=Bound(**bound), warning=warning, method=_method(fields.get("method", {})), **text)
+        method = _method(fields.get("method", {}))
+        ranges = fields.get("activations", {})
+        if not isinstance(ranges, Mapping):
+            raise RecipeError(f"recipe: 'activations' must be a table of ranges by weight, not {ranges!r}")
+        activations = {name: LayerRanges.from_dict(name, entry) for name, entry in ranges.items()}
+        return cls(rules=tuple(table), bound=Bound(**bound), warning=warning, method=method, activations=activations, **text)
 
 
 def loosest_bound(scheme_names: Iterable[str]) -> Bound:
@@ -173,7 +213,7 @@ def loosest_bound(scheme_names: Iterable[str]) -> Bound:
     return max(bounds, key=lambda bound: -1.0 if bound.mean_kl is None else bound.mean_kl)
 
 
-def _layers(*, embedding: str, attention: str, feed_forward: str, head: str) -> tuple[Rule, ...]:
+def layers(*, embedding: str, attention: str, feed_forward: str, head: str) -> tuple[Rule, ...]:
     """One table of rules by the kind of layer; what is of no kind (a router, a projector) goes as the feed-forward does."""
     return (
         Rule(EMBEDDING, embedding),
@@ -185,7 +225,7 @@ def _layers(*, embedding: str, attention: str, feed_forward: str, head: str) -> 
 
 
 def _everywhere(scheme: str) -> tuple[Rule, ...]:
-    return _layers(embedding=scheme, attention=scheme, feed_forward=scheme, head=scheme)
+    return layers(embedding=scheme, attention=scheme, feed_forward=scheme, head=scheme)
 
 
 _BLOCK32, _BLOCK128, _CHANNEL = "dynamic_int4_block32", "dynamic_int4_block128", "dynamic_int4_channel"
@@ -212,14 +252,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
             Recipe(
                 _BLOCK32,
-                _layers(embedding=_BLOCK32, attention=_BLOCK32, feed_forward=_BLOCK32, head=_BLOCK32),
+                layers(embedding=_BLOCK32, attention=_BLOCK32, feed_forward=_BLOCK32, head=_BLOCK32),
                 "q4_block32",
                 BOUNDS[_BLOCK32],
                 "int4 in blocks of 32, activations quantized as they come",
             ),
             Recipe(
                 _BLOCK128,
-                _layers(embedding=_BLOCK32, attention=_BLOCK128, feed_forward=_BLOCK128, head=_BLOCK128),
+                layers(embedding=_BLOCK32, attention=_BLOCK128, feed_forward=_BLOCK128, head=_BLOCK128),
                 "q4_block128",
                 BOUNDS[_BLOCK128],
                 "int4 in blocks of 128 (the embedding in blocks of 32), activations quantized as they come",
@@ -260,8 +300,8 @@ def _method(data: object) -> Method:
 
 def _fields(data: object, what: str, record: type[Recipe] | type[Bound] | type[Method]) -> dict[str, Any]:
     fields = dataclasses.fields(record)
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    return _keys(data, what, required=required, optional={field.name for field in fields} - required)
+    required = {each.name for each in fields if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING}
+    return _keys(data, what, required=required, optional={each.name for each in fields} - required)
 
 
 def _keys(data: object, what: str, *, required: set[str], optional: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Literal
 from flatlm.errors import RecipeError
 
 Storage = Literal["float32", "float16", "int8", "int4"]
-Compute = Literal["float", "dynamic", "weight_only"]
+Compute = Literal["float", "dynamic", "weight_only", "static"]
 
 BITS: Mapping[Storage, int] = MappingProxyType({"float32": 32, "float16": 16, "int8": 8, "int4": 4})
 
@@ -26,7 +26,8 @@ class Scheme:
 
     `block_size` is the number of neighbouring columns that share a float16 scale; None means one float32 scale for
     each row where `storage` is an integer, and no scales where it is a float. `compute` says how the runtime multiplies:
-    "float" as it is, "dynamic" quantizes the activations to int8 as they come, "weight_only" dequantizes the weight.
+    "float" as it is, "dynamic" quantizes the activations to int8 as they come, "weight_only" dequantizes the weight, "static"
+    takes and gives int8 activations of fixed ranges, which the recipe holds (activations.py): integers all the way.
     """
 
     name: str
@@ -89,6 +90,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
             Scheme("float16", "float16"),
             Scheme("dynamic_int8", "int8", compute="dynamic"),
             Scheme("weight_only_int8", "int8", compute="weight_only"),
+            Scheme("static_int8", "int8", compute="static"),
             Scheme("dynamic_int4_block32", "int4", block_size=32, compute="dynamic"),
             Scheme("dynamic_int4_block128", "int4", block_size=128, compute="dynamic"),
             Scheme("dynamic_int4_channel", "int4", compute="dynamic"),

@@ -180,7 +180,7 @@ def good() -> dict[str, Any]:
         ({"rules": [{"pattern": "*"}]}, "recipe rule lacks 'scheme'"),
         ({"rules": [["*", "float32"]]}, "recipe rule must be a table"),
         ({"rules": "float32"}, "'rules' must be a list"),
-        ({"rules": [{"pattern": "*", "scheme": "int8"}]}, "'int8'; did you mean 'dynamic_int8'"),
+        ({"rules": [{"pattern": "*", "scheme": "dynamicint8"}]}, "'dynamicint8'; did you mean 'dynamic_int8'"),
         ({"rules": [{"pattern": "*", "scheme": 8}]}, "'scheme' must be text"),
         ({"bound": {"kl": 1}}, "unknown recipe bound key 'kl'"),
         ({"bound": {"mean_kl": "small"}}, "'mean_kl' must be a number"),

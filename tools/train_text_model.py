@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from tools import train_demo_model as demo
@@ -30,11 +31,17 @@ def documents(text: str, size: int = DOCUMENT) -> list[str]:
     return found + ([current] if current.strip() else [])
 
 
+def pack(tokenizer: Tokenizer, texts: list[str], row: int) -> torch.Tensor:
+    """Rows of tokens [rows, row] of all documents, one after the other, nothing left out but the last row's rest."""
+    ids = [token for encoding in tokenizer.encode_batch(texts) for token in (*encoding.ids, demo.EOS)]
+    return torch.tensor(ids[: len(ids) // row * row]).reshape(-1, row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -45,7 +52,7 @@ def main() -> None:
     texts = documents(arguments.text.read_text("utf-8"))
     kept = len(texts) * 9 // 10
     tokenizer = demo.train_tokenizer(texts[:kept], VOCABULARY)
-    rows = demo.pack(tokenizer, texts[:kept], plan.row)
+    rows = pack(tokenizer, texts[:kept], plan.row)
     print(f"{kept} documents, {rows.numel():,} tokens", flush=True)
     model = demo.train(rows, plan, config)
     demo.save(model, tokenizer, arguments.directory, config)

@@ -17,7 +17,7 @@ from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.documents import Piece, cut, encode_document, read_documents
 from flatlm.utilities.tokenizer import Tokenizer
 
-__all__ = ["EvaluationReport", "evaluate", "measure", "read_documents"]
+__all__ = ["EvaluationReport", "RunningFile", "evaluate", "measure", "read_documents", "text_pieces"]
 
 CHUNK = 64
 """Tokens that are read at once where the file reads one by one."""
@@ -74,27 +74,46 @@ def evaluate(
     elif lora is not None:
         raise RuntimeFileError(f"--lora {lora}: an adapter is for the reference, so give its checkpoint too")
     with Runner.open(file) as runner:
-        pieces = _pieces(documents, _tokenizer(file, tokenizer, checkpoint), runner, max_tokens)
-        if checkpoint is None:
-            return measure(runner, pieces, progress=progress)
-        reference = open_reference(checkpoint, length=runner.cache_length, lora=lora)
-        require_the_same_vocabulary(runner, reference, checkpoint)
-        return measure(runner, pieces, reference=reference, progress=progress)
+        found = _tokenizer(file, tokenizer, checkpoint)
+        pieces = text_pieces(documents, found, length=runner.cache_length, vocab_size=runner.vocab_size, max_tokens=max_tokens)
+        reference = None
+        if checkpoint is not None:
+            reference = open_reference(checkpoint, length=runner.cache_length, lora=lora)
+            require_the_same_vocabulary(runner, reference, checkpoint)
+        return measure(RunningFile(runner), pieces, reference=reference, chunk=chunk_length(runner), progress=progress)
+
+
+class RunningFile:
+    """An open file as what reads a text piece by piece."""
+
+    name = "file"
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._prefills = any("logits" in spec.outputs for spec in runner.file.prefill)
+
+    def reset(self) -> None:
+        self._runner.reset()
+
+    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        if self._prefills:
+            return self._runner.prefill_logits(ids)
+        return np.stack([self._runner.step(token) for token in ids])
 
 
 def measure(
-    runner: Runner, pieces: Sequence[Piece], *, reference: Reference | None = None, progress: Progress | None = None
+    subject: Reference, pieces: Sequence[Piece], *, reference: Reference | None = None, chunk: int = CHUNK, progress: Progress | None = None
 ) -> EvaluationReport:
-    """The same of an open file, for pieces that fit its context, and an open reference."""
+    """The same of anything that reads text, for pieces that fit its context: `chunk` tokens of a piece at a time."""
     total, done = sum(piece.scored for piece in pieces), 0
     nll = reference_nll = kl = 0.0
     agreed = 0
     for piece in pieces:
-        runner.reset()
+        subject.reset()
         if reference is not None:
             reference.reset()
-        for inputs, targets in _chunks(piece, _chunk_length(runner)):
-            got = _logits(runner, inputs)[len(inputs) - len(targets) :]
+        for inputs, targets in _chunks(piece, chunk):
+            got = subject.feed(inputs)[len(inputs) - len(targets) :]
             nll += float(negative_log_likelihood(got, targets).sum())
             if reference is not None:
                 expected = reference.feed(inputs)[len(inputs) - len(targets) :]
@@ -133,16 +152,18 @@ def _tokenizer(file: Path, directory: Path | None, checkpoint: Path | None) -> T
     raise TokenizerError(f"{file} has no tokenizer of its own: give its directory with --tokenizer DIR, or the checkpoint")
 
 
-def _pieces(documents: Sequence[str], tokenizer: Tokenizer, runner: Runner, max_tokens: int | None) -> list[Piece]:
-    """The documents' pieces, the last one cut short where `max_tokens` are reached."""
+def text_pieces(
+    documents: Sequence[str], tokenizer: Tokenizer, *, length: int, vocab_size: int, max_tokens: int | None = None
+) -> list[Piece]:
+    """The documents' pieces of at most `length` inputs, the last one cut short where `max_tokens` are reached."""
     found, left = list[Piece](), max_tokens
     for number, document in enumerate(documents, 1):
         try:
-            ids = encode_document(document, tokenizer, runner.vocab_size)
+            ids = encode_document(document, tokenizer, vocab_size)
         except TextError as error:
             raise TextError(f"document {number}: {error}") from None
         begin = ids[:1] if ids[0] == tokenizer.bos_id else []
-        for piece in cut(ids, runner.cache_length, begin=begin):
+        for piece in cut(ids, length, begin=begin):
             if left is None:
                 found.append(piece)
                 continue
@@ -154,7 +175,7 @@ def _pieces(documents: Sequence[str], tokenizer: Tokenizer, runner: Runner, max_
     return found
 
 
-def _chunk_length(runner: Runner) -> int:
+def chunk_length(runner: Runner) -> int:
     """As many tokens as the longest prefill signature with logits takes, within what memory allows."""
     lengths = [spec.length for spec in runner.file.prefill if "logits" in spec.outputs]
     return max(1, min(max(lengths, default=CHUNK), LOGITS_AT_ONCE // runner.vocab_size))
@@ -166,10 +187,3 @@ def _chunks(piece: Piece, length: int) -> Iterator[tuple[tuple[int, ...], NDArra
     for start in range(0, len(inputs), length):
         stop = min(start + length, len(inputs))
         yield inputs[start:stop], np.array(piece.ids[max(start, unscored) + 1 : stop + 1], np.int64)
-
-
-def _logits(runner: Runner, ids: Sequence[int]) -> NDArray[np.float32]:
-    """After each of the ids, [n, V]."""
-    if any("logits" in spec.outputs for spec in runner.file.prefill):
-        return runner.prefill_logits(ids)
-    return np.stack([runner.step(token) for token in ids])

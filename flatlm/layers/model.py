@@ -60,16 +60,24 @@ class Decoder(nn.Module):
 
     def prologue(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, StepContexts]:
         """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what the blocks need."""
-        config, length = self.config, self.geometry.length
-        x = self.embedding(tokens)
-        if config.embedding_scale != 1.0:
-            x = x * config.embedding_scale
-        if self.position_embedding is not None and config.position_embedding is not None:
-            x = x + self.position_embedding(input_pos + config.position_embedding.offset)
+        return self.embed(tokens, input_pos), self.contexts(input_pos)
+
+    def embed(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+        """What the first block reads, [B, T, D]."""
+        x: Tensor = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        if self.position_embedding is not None and self.config.position_embedding is not None:
+            x = x + self.position_embedding(input_pos + self.config.position_embedding.offset)
+        return x
+
+    def contexts(self, input_pos: Tensor) -> StepContexts:
+        """What the blocks need of a step at the positions input_pos [T]; no weight is read for it."""
+        length = self.geometry.length
         ropes = tuple((_at(cos, input_pos), _at(sin, input_pos)) for cos, sin in self._tables)
         held = {slots: positions_held(input_pos, slots, length) for slots in self.kinds.slots}
         masks = tuple(attention_mask(kind.mask, input_pos, held[kind.slots]) for kind in self.kinds.masks)
-        return x, StepContexts(ropes, masks, tuple(place(input_pos, slots, length) for slots in self.kinds.slots))
+        return StepContexts(ropes, masks, tuple(place(input_pos, slots, length) for slots in self.kinds.slots))
 
     def epilogue(self, x: Tensor) -> Tensor:
         """From x [B, T, D] to logits [B, T, V]."""

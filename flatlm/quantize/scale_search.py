@@ -1,0 +1,79 @@
+"""Better scales without calibration text: the scale of the least squared error, and half-quadratic splitting.
+
+Groups are rows of a matrix [N, g], each with one scale; integers are those of [-levels, levels]. Everything is float32.
+"""
+
+import torch
+from torch import Tensor
+
+from flatlm.quantize.encode import SMALLEST_SCALE
+
+RATIOS = torch.linspace(1.0, 0.4, 25)
+"""Of the scale that holds a group's largest weight: what the search tries. A lower one clips, and rounds the rest finer."""
+REFINEMENTS = 3
+HALF_QUADRATIC_STEPS = 20
+SHRINK_POWER = 0.7
+"""The p of the l_p norm that weighs large errors less (HQQ, Badri and Shaji 2023)."""
+
+
+def largest_scales(groups: Tensor, levels: int) -> Tensor:
+    """The scale [N] that holds each group's largest weight."""
+    return (groups.abs().amax(1) / levels).clamp_min(SMALLEST_SCALE[torch.float32])
+
+
+def round_to(groups: Tensor, scales: Tensor, levels: int) -> Tensor:
+    """The nearest integers [N, g] for scales [N], as floats."""
+    return (groups / scales[:, None]).round_().clamp_(-levels, levels)
+
+
+def search_scales(groups: Tensor, levels: int, importance: Tensor | None = None) -> Tensor:
+    """Scales [N] of the least squared error, each column weighing as `importance` [g] or [N, g] says (the diagonal of a layer's Hessian).
+
+    The best of RATIOS, then by turns the nearest integers and the scale that suits them best, (w . q) / (q . q).
+    """
+    weight = torch.ones(groups.shape[1]) if importance is None else importance
+    largest = largest_scales(groups, levels)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for ratio in RATIOS:
+        scales = largest * ratio
+        for _ in range(REFINEMENTS):
+            integers = round_to(groups, scales, levels)
+            better = _least_squares(groups, integers, weight, scales)
+            error = ((groups - integers * better[:, None]).square_() * weight).sum(1)
+            best, least = torch.where(error < least, better, best), torch.minimum(error, least)
+            scales = better
+    return best
+
+
+def half_quadratic_scales(groups: Tensor, levels: int) -> Tensor:
+    """Scales [N] that make the l_p norm (p < 1) of the error small: outliers weigh less than under least squares.
+
+    Half-quadratic splitting as HQQ has it, for a scale in the place of a zero point: by turns the integers, the part of the error that is
+    let go (a generalised soft threshold), and the scale that fits the rest.
+    """
+    scales = search_scales(groups, levels)
+    best, least = scales, _power(groups - round_to(groups, scales, levels) * scales[:, None])
+    spread = groups.square().mean(1, keepdim=True).sqrt().clamp_min(SMALLEST_SCALE[torch.float32])
+    beta = 10.0
+    for _ in range(HALF_QUADRATIC_STEPS):
+        integers = round_to(groups, scales, levels)
+        error = (groups - integers * scales[:, None]) / spread
+        size = error.abs().clamp_min(1e-12)
+        let_go = error.sign() * (size - size.pow(SHRINK_POWER - 1) / beta).clamp_min(0.0) * spread
+        scales = _least_squares(groups - let_go, integers, torch.ones(groups.shape[1]), scales)
+        loss = _power(groups - round_to(groups, scales, levels) * scales[:, None])
+        best, least = torch.where(loss < least, scales, best), torch.minimum(loss, least)
+        beta *= 1.2
+    return best
+
+
+def _power(error: Tensor) -> Tensor:
+    return error.abs().pow(SHRINK_POWER).sum(1)
+
+
+def _least_squares(groups: Tensor, integers: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
+    """The scale (w . q) / (q . q) of each group; `otherwise` where all integers are 0 or it would not be positive."""
+    weighted = integers * weight
+    below = (weighted * integers).sum(1)
+    scales = (weighted * groups).sum(1) / below.clamp_min(1e-30)
+    return torch.where((below > 0) & (scales > SMALLEST_SCALE[torch.float32]), scales, otherwise)

@@ -77,10 +77,15 @@ def link(model: Any, layout: WeightLayout) -> Root:
 def link_and_write(model: Any, layout: WeightLayout, handle: int) -> Root:
     """The whole file, one part after the other: root at byte 0, weights right behind it."""
     root = link(model, layout)
+    write_linked(root, layout, handle)
+    return root
+
+
+def write_linked(root: Root, layout: WeightLayout, handle: int) -> None:
+    """A root that was linked for the layout at byte 0, and the layout's weights right behind it."""
     weights_at = align(len(root))
     root.place(weights_at, layout.write(handle, weights_at))
     root.write(handle)
-    return root
 
 
 def _offset_field(buffer: Any) -> int:

@@ -11,6 +11,7 @@ from flatlm.convert import flatbuffer
 from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, TOP_K, UPDATE_SLICE
 from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
+from flatlm.quantize.activations import Affine
 from flatlm.quantize.schemes import Scheme
 
 Operator = schema.BuiltinOperator
@@ -29,16 +30,21 @@ _UPDATE_SLICE = (Operator.DYNAMIC_UPDATE_SLICE, 1)
 _DEQUANTIZE = (Operator.DEQUANTIZE, 5)
 _GATHER = (Operator.GATHER, 1)
 _TOP_K = (Operator.TOPK_V2, 1)
+_QUANTIZE = (Operator.QUANTIZE, 1)
 
 
 @dataclass
 class LinkedWeight:
-    """A placed weight, and what stands for it in the model: its buffer, and its block scales' buffer or its scales per channel."""
+    """A placed weight, and what stands for it in the model: its buffer, and its block scales' buffer or its scales per channel.
+
+    `bias`: the buffer of a bias of integers, with the scales per channel that belong to it.
+    """
 
     placed: PlacedWeight
     data: int
     scales: int | None = None
     quantization: flatbuffer.SharedQuantization | None = None
+    bias: tuple[int, flatbuffer.SharedQuantization] | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -82,10 +88,9 @@ class Linker:
             if placed.scales_offset is not None:
                 weight.scales = self._external(placed.block_scales_size, placed.scales_offset)
             elif placed.channel_scales is not None:
-                weight.quantization = flatbuffer.SharedQuantization()
-                weight.quantization.scale = np.ones(placed.channel_scales, np.float32)
-                weight.quantization.zeroPoint = np.zeros(placed.channel_scales, np.int64)
-                weight.quantization.quantizedDimension = 0
+                weight.quantization = _per_channel(placed.channel_scales)
+            if placed.bias is not None:
+                weight.bias = self._external(placed.bias.size, placed.bias.offset), _per_channel(placed.bias.source.shape)
             self._weights[name] = weight
         return self._weights[name]
 
@@ -122,9 +127,47 @@ class _GraphLinker:
 
     def linear(self, op: Any, config: str) -> None:
         weight, bias = config.split(SEPARATOR)
+        if self.linker.weight(weight).scheme.compute == "static":
+            self._static_linear(op, weight)
+            return
+        self._fully_connected(op, [op.inputs[0], self._operand(weight), self._stored_tensor(bias) if bias else -1])
+
+    def _static_linear(self, op: Any, name: str) -> None:
+        """Integers in, integers out, by the ranges that are known of the weight's linear: QUANTIZE, FULLY_CONNECTED, DEQUANTIZE."""
+        weight = self.linker.weight(name)
+        ranges = weight.placed.ranges
+        assert ranges is not None
+        source, target = int(op.inputs[0]), int(op.outputs[0])
+        read = self._quantized_like(source, f"{name}/input", ranges.input.affine())
+        gave = self._quantized_like(target, f"{name}/output", ranges.output.affine())
+        quantize = schema.OperatorT()
+        quantize.outputs = np.array([read], np.int32)
+        self._emit(quantize, _QUANTIZE, [source], schema.BuiltinOptions.QuantizeOptions, schema.QuantizeOptionsT())
+        op.outputs = np.array([gave], np.int32)
+        self._fully_connected(op, [read, self._stored_tensor(name), self._integer_bias(weight)])
+        self._dequantize(gave, target)
+
+    def _quantized_like(self, tensor: int, name: str, affine: Affine) -> int:
+        """A new tensor of a tensor's shape, int8 by one scale and zero point."""
+        index = self._new_tensor(name, tuple(map(int, self.graph.tensors[tensor].shape)), schema.TensorType.INT8)
+        quantization = schema.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = np.array([affine.scale], np.float32), np.array([affine.zero_point], np.int64)
+        self.graph.tensors[index].quantization = quantization
+        return index
+
+    def _integer_bias(self, weight: LinkedWeight) -> int:
+        """The bias's tensor, int32 [rows]; -1 where there is none."""
+        if weight.bias is None or weight.placed.bias is None:
+            return -1
+        name = weight.placed.bias.name
+        if name not in self._stored:
+            self._stored[name] = self._new_tensor(name, weight.placed.bias.source.shape, schema.TensorType.INT32, weight.bias[0])
+            self.graph.tensors[self._stored[name]].quantization = weight.bias[1]
+        return self._stored[name]
+
+    def _fully_connected(self, op: Any, inputs: list[int]) -> None:
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
-        inputs = [op.inputs[0], self._operand(weight), self._stored_tensor(bias) if bias else -1]
         self._emit(op, _FULLY_CONNECTED, inputs, schema.BuiltinOptions.FullyConnectedOptions, options)
 
     def embedding(self, op: Any, config: str) -> None:
@@ -212,3 +255,11 @@ class _GraphLinker:
         op.inputs = np.array(inputs, np.int32)
         op.builtinOptionsType, op.builtinOptions = kind, options
         self.operators.append(op)
+
+
+def _per_channel(rows: tuple[int, ...]) -> flatbuffer.SharedQuantization:
+    """Scales per channel, to be filled in once the file is packed; zero points of 0."""
+    quantization = flatbuffer.SharedQuantization()
+    quantization.scale, quantization.zeroPoint = np.ones(rows, np.float32), np.zeros(rows, np.int64)
+    quantization.quantizedDimension = 0
+    return quantization

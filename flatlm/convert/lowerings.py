@@ -63,7 +63,7 @@ def _top_k(context: Any, x: ir.Value, k: int) -> ir.Value:
 
 @lowerings.lower(torch.ops.flatlm.update_slice)  # type: ignore[untyped-decorator]
 def _update_slice(context: Any, cache: ir.Value, update: ir.Value, starts: ir.Value) -> ir.Value:
-    if ops.is_exporting():
+    if ops.is_calling():
         return _call(UPDATE_SLICE, _shape(cache), [cache, update, starts])
     scalar = ir.RankedTensorType.get([], ir.RankedTensorType(starts.type).element_type)
     each = [stablehlo.reshape(scalar, stablehlo.slice(starts, [i], [i + 1], [1])) for i in range(len(_shape(cache)))]

@@ -6,17 +6,18 @@ Weights are read, encoded and written in chunks of rows: none is ever whole in m
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flatlm.errors import CheckpointError, RecipeError
+from flatlm.quantize.activations import LayerRanges
 from flatlm.quantize.carried import CarrySummary, IntegerRows, StoredIntegers, fit
 from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
-from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
 
 ALIGNMENT = 64
@@ -56,11 +57,44 @@ class IntegerSource(WeightSource, Protocol):
         ...
 
 
+class Schemes(Protocol):
+    """Which weight is stored how: a recipe, or what was decided by one."""
+
+    def scheme_for(self, name: str, shape: Sequence[int] | None = None, /) -> Scheme:
+        """The weight's scheme."""
+        ...
+
+    def ranges_for(self, name: str, scheme: Scheme, /) -> LayerRanges | None:
+        """The ranges that a scheme of static activations needs, else None; RecipeError where they are missing."""
+        ...
+
+    def require_matches(self, names: Iterable[str], /) -> None:
+        """RecipeError where a pattern names weights that are not there."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlacedBias:
+    """The bias of a linear of static activations, int32 [rows]: its scales are the input's scale times the weight's, row by row.
+
+    `name`: its tensor's, and that of its scales; `source` holds the floats.
+    """
+
+    name: str
+    source: WeightSource
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return 4 * self.source.shape[0]
+
+
 @dataclass(frozen=True)
 class PlacedWeight:
     """A weight, its scheme, and its bytes' place: offsets from the beginning of the weights' part. Only block scales have a place there.
 
-    `carried`: its source is an IntegerSource, whose integers the scheme holds.
+    `carried`: its source is an IntegerSource, whose integers the scheme holds. `ranges`, and `bias` if there is one, belong to schemes of
+    static activations.
     """
 
     name: str
@@ -69,6 +103,8 @@ class PlacedWeight:
     data_offset: int
     scales_offset: int | None
     carried: bool = False
+    ranges: LayerRanges | None = None
+    bias: PlacedBias | None = None
 
     @property
     def data_size(self) -> int:
@@ -92,25 +128,36 @@ class PlacedWeight:
 class WeightLayout:
     """Where every weight lies, in the order of `sources`. `size` is the part's length in bytes, `carry` what becomes of stored integers.
 
-    Raises RecipeError where a scheme does not fit a weight's shape.
+    `biases` says which bias goes with which weight, for schemes of static activations: theirs become integers, and have no place of their
+    own. None: the re-authored model's names say it. Raises RecipeError where a scheme does not fit a weight's shape or lacks its ranges, or
+    where a pattern names weights that are not there.
     """
 
-    def __init__(self, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
+    def __init__(self, sources: Mapping[str, WeightSource], schemes: Schemes, *, biases: Mapping[str, str] | None = None) -> None:
         self.weights: dict[str, PlacedWeight] = {}
         self.size = 0
         self.carry = CarrySummary()
+        schemes.require_matches(sources)
+        chosen = {name: schemes.scheme_for(name, source.shape) for name, source in sources.items()}
+        ranges = {name: schemes.ranges_for(name, scheme) for name, scheme in chosen.items()}
+        static = {name: (bias_name(name, sources) if biases is None else biases.get(name)) for name in sources if ranges[name] is not None}
         for name, source in sources.items():
-            scheme = recipe.scheme_for(name)
+            if name in static.values():
+                continue
+            scheme = chosen[name]
             scheme.check(name, source.shape)
             data = self._take(scheme.nbytes(source.shape))
             scales = None if scheme.block_size is None else self._take(scheme.scales_nbytes(source.shape))
             stored = source.stored_integers() if isinstance(source, IntegerSource) else None
             carried = stored is not None and self.carry.add(stored, scheme)
-            self.weights[name] = PlacedWeight(name, scheme, source, data, scales, carried)
+            bias = static.get(name)
+            placed = None if bias is None else PlacedBias(f"{name}/bias", sources[bias], self._take(4 * source.shape[0]))
+            self.weights[name] = PlacedWeight(name, scheme, source, data, scales, carried, ranges[name], placed)
 
     def channel_scale_bytes(self) -> int:
         """What the scales per channel take in the root: a float32 scale and an int64 zero point each."""
-        return sum(12 * weight.channel_scales[0] for weight in self.weights.values() if weight.channel_scales)
+        rows = sum(weight.channel_scales[0] for weight in self.weights.values() if weight.channel_scales)
+        return 12 * (rows + sum(weight.bias.source.shape[0] for weight in self.weights.values() if weight.bias))
 
     def write(self, handle: int, at: int, *, threads: int | None = None, progress: Progress | None = None) -> dict[str, Array]:
         """Encode every weight to its place in the file, the part beginning at byte `at`; returns the scales per channel, by weight.
@@ -127,6 +174,8 @@ class WeightLayout:
             if weight.channel_scales:
                 scales[name] = np.empty(weight.channel_scales, np.float32)
             self.carry.moved += _write_weight(handle, at, weight, scales.get(name), threads)
+            if weight.bias is not None:
+                scales[weight.bias.name] = _write_bias(handle, at, weight, weight.bias, scales[name])
             done += int(np.prod(weight.source.shape))
             if progress is not None:
                 progress("weights", done, total)
@@ -136,6 +185,12 @@ class WeightLayout:
         offset = align(self.size)
         self.size = offset + size
         return offset
+
+
+def bias_name(weight: str, names: Container[str]) -> str | None:
+    """The bias that the re-authored model adds to what a weight gives; a tied head's weight is the embedding's."""
+    own = "lm_head.bias" if weight == "embedding.weight" else f"{weight.removesuffix('.weight')}.bias"
+    return own if own in names else None
 
 
 def align(offset: int) -> int:
@@ -185,3 +240,16 @@ def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Ar
     except RecipeError as error:
         raise RecipeError(f"{weight.source.origin(0)} (weight {weight.name}): {error}") from error
     return moved
+
+
+def _write_bias(handle: int, at: int, weight: PlacedWeight, bias: PlacedBias, weight_scales: Array) -> Array:
+    """Integers of a bias to their place: round_half_to_even(bias / scale) in float64, within int32. Returns the scales."""
+    assert weight.ranges is not None
+    scales = np.float32(weight.ranges.input.affine().scale) * weight_scales
+    values = bias.source.rows(0, bias.source.shape[0]).detach().to(torch.float64).numpy()
+    if not np.isfinite(values).all():
+        row = int(np.isfinite(values).argmin())
+        raise CheckpointError(f"{bias.source.origin(row)} holds NaN or infinity (bias of {weight.name}, row {row}): repair the checkpoint")
+    integers = np.clip(np.rint(values / scales.astype(np.float64)), -(2**31), 2**31 - 1)
+    write_all(handle, integers.astype("<i4"), at + bias.offset)
+    return scales

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _EXPORTING: ContextVar[bool] = ContextVar("flatlm_exporting", default=False)
+_CALLING: ContextVar[bool] = ContextVar("flatlm_calling", default=False)
 
 
 @contextmanager
@@ -26,6 +27,21 @@ def exporting() -> Iterator[None]:
 
 def is_exporting() -> bool:
     return _EXPORTING.get()
+
+
+@contextmanager
+def calling() -> Iterator[None]:
+    """Within it, operators without weights become calls, which the linker replaces; layers read their parameters as ever."""
+    token = _CALLING.set(True)
+    try:
+        yield
+    finally:
+        _CALLING.reset(token)
+
+
+def is_calling() -> bool:
+    """Whether operators without weights are calls: within `exporting()` too."""
+    return _CALLING.get() or _EXPORTING.get()
 
 
 class Named(nn.Module):
@@ -103,7 +119,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
     """Take a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies."""
-    return _matmul_transposed(a, b) if is_exporting() else torch.matmul(a, b.transpose(-1, -2))
+    return _matmul_transposed(a, b) if is_calling() else torch.matmul(a, b.transpose(-1, -2))
 
 
 @torch.library.custom_op("flatlm::take", mutates_args=())
@@ -118,7 +134,7 @@ def _(table: Tensor, ids: Tensor, dim: int) -> Tensor:
 
 def take(table: Tensor, ids: Tensor, dim: int) -> Tensor:
     """Entries of `table` along `dim` for ids [n] int32: that dimension becomes n. Exported as one GATHER."""
-    return _take(table, ids, dim) if is_exporting() else table.index_select(dim, ids)
+    return _take(table, ids, dim) if is_calling() else table.index_select(dim, ids)
 
 
 @torch.library.custom_op("flatlm::top_k", mutates_args=())
@@ -133,4 +149,4 @@ def _(x: Tensor, k: int) -> Tensor:
 
 def top_k(x: Tensor, k: int) -> Tensor:
     """The k largest of x [..., n], from the largest: [..., k]. Exported as one TOPK_V2."""
-    return _top_k(x, k) if is_exporting() else torch.topk(x, k, -1).values
+    return _top_k(x, k) if is_calling() else torch.topk(x, k, -1).values

@@ -96,14 +96,20 @@ def encode(rows: torch.Tensor, scheme: Scheme) -> Encoded:
 
 def decode(encoded: Encoded, scheme: Scheme, shape: Sequence[int]) -> torch.Tensor:
     """The float32 weight of that shape that the runtime computes with: integer * scale, rounded once."""
-    data = torch.from_numpy(np.require(encoded.data, requirements="W"))  # a file's own pages are read-only: those are copied
+    data = unpack(encoded, scheme)
     if encoded.scales is None:
         return data.to(torch.float32).reshape(tuple(shape))
-    if scheme.storage == "int4":
-        # Shifting left and back as int8 brings a nibble's sign along.
-        data = torch.stack((data.view(torch.int8) << 4 >> 4, data.view(torch.int8) >> 4), dim=-1)
     scales = torch.from_numpy(np.require(encoded.scales, requirements="W")).to(torch.float32).reshape(-1, 1)
     return (data.reshape(scales.shape[0], -1) * scales).reshape(tuple(shape))
+
+
+def unpack(encoded: Encoded, scheme: Scheme) -> torch.Tensor:
+    """The stored numbers in the weight's shape: int8 also where two share a byte, float32 or float16 for a float scheme."""
+    data = torch.from_numpy(np.require(encoded.data, requirements="W"))  # a file's own pages are read-only: those are copied
+    if scheme.storage != "int4":
+        return data
+    # Shifting left and back as int8 brings a nibble's sign along.
+    return torch.stack((data.view(torch.int8) << 4 >> 4, data.view(torch.int8) >> 4), dim=-1).reshape(data.shape[0], -1)
 
 
 def encode_stream(read: Read, shape: Sequence[int], scheme: Scheme, sink: Sink, threads: int | None = None) -> None:

@@ -140,10 +140,14 @@ class Recipe:
         """The scheme of the first rule that matches; float32 for norms, biases and, where a shape is given, whatever has one dimension."""
         if _is_structural(weight_name) or (shape is not None and len(shape) < 2):
             return SCHEMES["float32"]
-        return get_scheme(next(rule.scheme_name for rule in self.rules if fnmatchcase(weight_name, rule.pattern)))
+        return get_scheme(self.rule_for(weight_name).scheme_name)
+
+    def rule_for(self, weight_name: str) -> Rule:
+        """The first rule whose pattern matches; whether it is asked at all is `scheme_for`'s affair."""
+        return next(rule for rule in self.rules if fnmatchcase(weight_name, rule.pattern))
 
     def ranges_for(self, weight_name: str, scheme: Scheme) -> LayerRanges | None:
-        """The ranges of its linear's activations that a weight's scheme needs; None where it needs none. RecipeError where they are missing."""
+        """The ranges of its linear's activations, where a weight's scheme needs them, else None. RecipeError where they are missing."""
         if scheme.compute != "static":
             return None
         if weight_name not in self.activations:
@@ -166,10 +170,7 @@ class Recipe:
 
     def unmatched(self, names: Iterable[str]) -> tuple[str, ...]:
         """The patterns that decide no weight among `names`: misspelt, hidden by an earlier rule, or for a layer the model lacks."""
-        deciding = set()
-        for name in names:
-            if not _is_structural(name):
-                deciding.add(next(rule.pattern for rule in self.rules if fnmatchcase(name, rule.pattern)))
+        deciding = {self.rule_for(name).pattern for name in names if not _is_structural(name)}
         return tuple(rule.pattern for rule in self.rules if rule.pattern not in deciding and rule.pattern != REST)
 
     def to_dict(self) -> dict[str, Any]:

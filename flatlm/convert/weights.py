@@ -21,6 +21,9 @@ from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
 from flatlm.quantize.schemes import Scheme
 
 ALIGNMENT = 64
+BIAS_LEVELS = 2**30
+"""The largest integer of a bias; half of int32 is left for the products."""
+LARGEST_PRODUCT = 256
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Progress = Callable[[str, int, int], None]
@@ -174,8 +177,10 @@ class WeightLayout:
             if weight.channel_scales:
                 scales[name] = np.empty(weight.channel_scales, np.float32)
             self.carry.moved += _write_weight(handle, at, weight, scales.get(name), threads)
-            if weight.bias is not None:
-                scales[weight.bias.name] = _write_bias(handle, at, weight, weight.bias, scales[name])
+            if weight.ranges is not None:
+                if weight.bias is not None:
+                    scales[weight.bias.name] = _write_bias(handle, at, weight, weight.bias, scales[name])
+                _require_room(weight, weight.ranges, scales[name])
             done += int(np.prod(weight.source.shape))
             if progress is not None:
                 progress("weights", done, total)
@@ -243,13 +248,33 @@ def _write_weight(handle: int, at: int, weight: PlacedWeight, channel_scales: Ar
 
 
 def _write_bias(handle: int, at: int, weight: PlacedWeight, bias: PlacedBias, weight_scales: Array) -> Array:
-    """Integers of a bias to their place: round_half_to_even(bias / scale) in float64, within int32. Returns the scales."""
+    """Integers of a bias to their place: round_half_to_even(bias / scale) in float64. Returns the scales, the input's times the weight's.
+
+    A row whose bias is beyond 2**30 of its scale, as that of a row of zeros is, gets the scale that holds it, in `weight_scales` too, and
+    its integers are rounded once more: they are next to nothing beside the bias, and the runtime adds up in int32.
+    """
     assert weight.ranges is not None
-    scales = np.float32(weight.ranges.input.affine().scale) * weight_scales
     values = bias.source.rows(0, bias.source.shape[0]).detach().to(torch.float64).numpy()
     if not np.isfinite(values).all():
         row = int(np.isfinite(values).argmin())
         raise CheckpointError(f"{bias.source.origin(row)} holds NaN or infinity (bias of {weight.name}, row {row}): repair the checkpoint")
-    integers = np.clip(np.rint(values / scales.astype(np.float64)), -(2**31), 2**31 - 1)
-    write_all(handle, integers.astype("<i4"), at + bias.offset)
+    read_scale = np.float32(weight.ranges.input.affine().scale)
+    least = np.abs(values) / (BIAS_LEVELS * float(read_scale))
+    width = weight.matrix[1]
+    for row in np.flatnonzero(weight_scales < least.astype(np.float32)):
+        place = at + weight.data_offset + int(row) * width
+        integers = np.frombuffer(os.pread(handle, width, place), np.int8)
+        write_all(handle, np.rint(integers * (float(weight_scales[row]) / least[row])).astype(np.int8), place)
+        weight_scales[row] = least[row]
+    scales = read_scale * weight_scales
+    write_all(handle, np.rint(values / scales.astype(np.float64)).astype("<i4"), at + bias.offset)
     return scales
+
+
+def _require_room(weight: PlacedWeight, ranges: LayerRanges, scales: Array) -> None:
+    """The runtime's CPU delegate loads no file in which one product of integers is 256 steps of the output, or more (2.3.0, measured)."""
+    if ranges.input.affine().scale * float(scales.max()) >= LARGEST_PRODUCT * ranges.output.affine().scale:
+        raise RecipeError(
+            f"the range of what {weight.name} gives, {ranges.output.low:g} to {ranges.output.high:g}, is too narrow for what it reads, "
+            f"{ranges.input.low:g} to {ranges.input.high:g}: calibrate on more text, or give the weight the scheme dynamic_int8"
+        )

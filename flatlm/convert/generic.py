@@ -16,7 +16,7 @@ from torch import nn
 from flatlm import __version__
 from flatlm.convert import flatbuffer
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.convert.link import Root, link, write_linked
+from flatlm.convert.link import Root, link, manifest_text, write_linked
 from flatlm.convert.quiet import quiet
 from flatlm.convert.weights import WeightLayout, write_all
 from flatlm.layers import ops
@@ -83,10 +83,10 @@ class Signatures:
                 from flatlm.convert import pt2e
 
                 entries, layout = pt2e.quantize(self.entries, quant_config)
-            root = link(flatbuffer.parse(_lower(entries)), layout)
-        root.set_manifest(
-            {"flatlm": __version__, "recipe": quant_config.to_dict() | {"activations": {}}, "signatures": [e[0] for e in entries]}
-        )
+            model = flatbuffer.parse(_lower(entries))
+        manifest = {"flatlm": __version__, "recipe": quant_config.to_dict(), "signatures": [name for name, *_ in entries]}
+        root = link(model, layout, manifest_capacity=len(manifest_text(manifest)))
+        root.set_manifest(manifest)
         return ConvertedModel(root, layout)
 
 

@@ -43,7 +43,7 @@ class Root:
 
     def set_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Put the manifest (JSON) into the model's metadata; it may be put again, as long as it fits its reserved space."""
-        text = json.dumps(manifest, separators=(",", ":")).encode()
+        text = manifest_text(manifest)
         if len(text) > len(self._manifest):
             raise ExportError(f"the manifest takes {len(text)} bytes, more than the {len(self._manifest)} that are kept for it")
         self._manifest[:] = np.frombuffer(text.ljust(len(self._manifest)), np.uint8)
@@ -53,15 +53,21 @@ class Root:
         write_all(handle, self.content, base)
 
 
-def link(model: Any, layout: WeightLayout) -> Root:
+def manifest_text(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as it stands in a file."""
+    return json.dumps(manifest, separators=(",", ":")).encode()
+
+
+def link(model: Any, layout: WeightLayout, *, manifest_capacity: int = MANIFEST_CAPACITY) -> Root:
     """Put built-in operators and the layout's weights in the place of a stamped model's named calls, and pack it.
 
-    Raises ExportError where the model names a weight that the layout does not have.
+    `manifest_capacity`: bytes that are kept for the manifest. Raises ExportError where the model names a weight that the layout does not
+    have.
     """
     linker = Linker(model, layout)
     entry = schema.MetadataT()
     entry.name = MANIFEST_KEY.encode()
-    entry.buffer = flatbuffer.add_buffer(model, b" " * MANIFEST_CAPACITY)
+    entry.buffer = flatbuffer.add_buffer(model, b" " * manifest_capacity)
     model.metadata = [*(model.metadata or []), entry]
     external = [(model.buffers[index], offset) for index, offset in linker.external]
     flatbuffer.share_equal_buffers(model)

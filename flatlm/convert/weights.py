@@ -261,11 +261,11 @@ def _write_bias(handle: int, at: int, weight: PlacedWeight, bias: PlacedBias, we
     read_scale = np.float32(weight.ranges.input.affine().scale)
     least = np.abs(values) / (BIAS_LEVELS * float(read_scale))
     width = weight.matrix[1]
-    for row in np.flatnonzero(weight_scales < least.astype(np.float32)):
-        place = at + weight.data_offset + int(row) * width
+    for small in np.flatnonzero(weight_scales < least.astype(np.float32)).tolist():
+        place = at + weight.data_offset + small * width
         integers = np.frombuffer(os.pread(handle, width, place), np.int8)
-        write_all(handle, np.rint(integers * (float(weight_scales[row]) / least[row])).astype(np.int8), place)
-        weight_scales[row] = least[row]
+        write_all(handle, np.rint(integers * (float(weight_scales[small]) / least[small])).astype(np.int8), place)
+        weight_scales[small] = least[small]
     scales = read_scale * weight_scales
     write_all(handle, np.rint(values / scales.astype(np.float64)).astype("<i4"), at + bias.offset)
     return scales

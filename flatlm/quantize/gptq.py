@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flatlm.quantize.carried import IntegerRows, block_scales
-from flatlm.quantize.scale_search import search_scales
+from flatlm.quantize.scale_search import Range, search_scales
 from flatlm.quantize.schemes import Scheme
 
 COLUMNS_AT_ONCE = 64
@@ -43,7 +43,7 @@ def solve(weight: Tensor, hessian: Tensor, scheme: Scheme, *, sweeps: int = SWEE
     """
     damped = damp(hessian, damping)
     groups = weight.shape[1] // (scheme.block_size or weight.shape[1])
-    problem = _Problem(weight, damped, scheme.levels, groups)
+    problem = _Problem(weight, damped, Range.of(scheme), groups)
     scales = problem.first_scales()
     integers = problem.one_by_one(scales)
     for _ in range(sweeps):
@@ -62,8 +62,8 @@ def damp(hessian: Tensor, damping: float) -> Tensor:
 
 
 class _Problem:
-    def __init__(self, weight: Tensor, hessian: Tensor, levels: int, groups: int) -> None:
-        self.weight, self.hessian, self.levels, self.groups = weight, hessian, levels, groups
+    def __init__(self, weight: Tensor, hessian: Tensor, allowed: Range, groups: int) -> None:
+        self.weight, self.hessian, self.allowed, self.groups = weight, hessian, allowed, groups
         self.size = weight.shape[1] // groups
 
     def spread(self, scales: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class _Problem:
 
     def first_scales(self) -> Tensor:
         importance = self.hessian.diagonal().reshape(self.groups, self.size).repeat(len(self.weight), 1)
-        found = search_scales(self.weight.reshape(-1, self.size), self.levels, importance)
+        found = search_scales(self.weight.reshape(-1, self.size), self.allowed, importance)
         return self.storable(found.reshape(len(self.weight), self.groups))
 
     def one_by_one(self, scales: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class _Problem:
             errors = torch.empty(len(weight), stop - start)
             for column in range(start, stop):
                 step = steps[:, column]
-                rounded = (weight[:, column] / step).round().clamp(-self.levels, self.levels)
+                rounded = (weight[:, column] / step).round().clamp(*self.allowed)
                 integers[:, column] = rounded
                 error = (weight[:, column] - rounded * step) / factor[column, column]
                 weight[:, column + 1 : stop] -= error[:, None] * factor[column, column + 1 : stop]
@@ -111,7 +111,7 @@ class _Problem:
             inside = self.hessian[start:stop, start:stop]
             for column in range(start, stop):
                 step, at = steps[:, column], column - start
-                best = (integers[:, column] + local[:, at] / diagonal[column] / step).round_().clamp_(-self.levels, self.levels)
+                best = (integers[:, column] + local[:, at] / diagonal[column] / step).round_().clamp_(*self.allowed)
                 change = (best - integers[:, column]) * step
                 integers[:, column] = best
                 changes[:, at] = change

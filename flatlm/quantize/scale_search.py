@@ -1,12 +1,15 @@
 """Better scales without calibration text: the scale of the least squared error, and half-quadratic splitting.
 
-Groups are rows of a matrix [N, g], each with one scale; integers are those of [-levels, levels]. Everything is float32.
+Groups are rows of a matrix [N, g], each with one scale; integers are those of a range [lowest, highest]. Everything is float32.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatlm.quantize.encode import SMALLEST_SCALE
+from flatlm.quantize.schemes import Scheme
 
 RATIOS = torch.linspace(1.0, 0.4, 25)
 """Of the scale that holds a group's largest weight: what the search tries. A lower one clips, and rounds the rest finer."""
@@ -16,28 +19,40 @@ SHRINK_POWER = 0.7
 """The p of the l_p norm that weighs large errors less (HQQ, Badri and Shaji 2023)."""
 
 
-def largest_scales(groups: Tensor, levels: int) -> Tensor:
+class Range(NamedTuple):
+    """The integers that may be stored."""
+
+    lowest: int
+    highest: int
+
+    @classmethod
+    def of(cls, scheme: Scheme) -> "Range":
+        """[-levels, levels]; the runtime's kernels for blocks of int4 take -8 too (carried.py says which do not)."""
+        return cls(-scheme.levels - (scheme.storage == "int4" and scheme.block_size is not None), scheme.levels)
+
+
+def largest_scales(groups: Tensor, integers: Range) -> Tensor:
     """The scale [N] that holds each group's largest weight."""
-    return (groups.abs().amax(1) / levels).clamp_min(SMALLEST_SCALE[torch.float32])
+    return (groups.abs().amax(1) / integers.highest).clamp_min(SMALLEST_SCALE[torch.float32])
 
 
-def round_to(groups: Tensor, scales: Tensor, levels: int) -> Tensor:
+def round_to(groups: Tensor, scales: Tensor, integers: Range) -> Tensor:
     """The nearest integers [N, g] for scales [N], as floats."""
-    return (groups / scales[:, None]).round_().clamp_(-levels, levels)
+    return (groups / scales[:, None]).round_().clamp_(*integers)
 
 
-def search_scales(groups: Tensor, levels: int, importance: Tensor | None = None) -> Tensor:
+def search_scales(groups: Tensor, allowed: Range, importance: Tensor | None = None) -> Tensor:
     """Scales [N] of the least squared error, each column weighing as `importance` [g] or [N, g] says (the diagonal of a layer's Hessian).
 
     The best of RATIOS, then by turns the nearest integers and the scale that suits them best, (w . q) / (q . q).
     """
     weight = torch.ones(groups.shape[1]) if importance is None else importance
-    largest = largest_scales(groups, levels)
+    largest = largest_scales(groups, allowed)
     best, least = largest, torch.full_like(largest, torch.inf)
     for ratio in RATIOS:
         scales = largest * ratio
         for _ in range(REFINEMENTS):
-            integers = round_to(groups, scales, levels)
+            integers = round_to(groups, scales, allowed)
             better = _least_squares(groups, integers, weight, scales)
             error = ((groups - integers * better[:, None]).square_() * weight).sum(1)
             best, least = torch.where(error < least, better, best), torch.minimum(error, least)
@@ -45,23 +60,23 @@ def search_scales(groups: Tensor, levels: int, importance: Tensor | None = None)
     return best
 
 
-def half_quadratic_scales(groups: Tensor, levels: int) -> Tensor:
+def half_quadratic_scales(groups: Tensor, allowed: Range) -> Tensor:
     """Scales [N] that make the l_p norm (p < 1) of the error small: outliers weigh less than under least squares.
 
     Half-quadratic splitting as HQQ has it, for a scale in the place of a zero point: by turns the integers, the part of the error that is
     let go (a generalised soft threshold), and the scale that fits the rest.
     """
-    scales = search_scales(groups, levels)
-    best, least = scales, _power(groups - round_to(groups, scales, levels) * scales[:, None])
+    scales = search_scales(groups, allowed)
+    best, least = scales, _power(groups - round_to(groups, scales, allowed) * scales[:, None])
     spread = groups.square().mean(1, keepdim=True).sqrt().clamp_min(SMALLEST_SCALE[torch.float32])
     beta = 10.0
     for _ in range(HALF_QUADRATIC_STEPS):
-        integers = round_to(groups, scales, levels)
+        integers = round_to(groups, scales, allowed)
         error = (groups - integers * scales[:, None]) / spread
         size = error.abs().clamp_min(1e-12)
         let_go = error.sign() * (size - size.pow(SHRINK_POWER - 1) / beta).clamp_min(0.0) * spread
         scales = _least_squares(groups - let_go, integers, torch.ones(groups.shape[1]), scales)
-        loss = _power(groups - round_to(groups, scales, levels) * scales[:, None])
+        loss = _power(groups - round_to(groups, scales, allowed) * scales[:, None])
         best, least = torch.where(loss < least, scales, best), torch.minimum(loss, least)
         beta *= 1.2
     return best

@@ -20,6 +20,8 @@ from flatlm.convert.weights import Array, WeightLayout, align, write_all
 from flatlm.errors import ExportError
 
 MANIFEST_CAPACITY = 1 << 16
+RANGES_TEXT = 160
+"""At least the characters of four numbers of a recipe's `activations`, with their keys."""
 
 
 @dataclass
@@ -58,12 +60,15 @@ def manifest_text(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, separators=(",", ":")).encode()
 
 
-def link(model: Any, layout: WeightLayout, *, manifest_capacity: int = MANIFEST_CAPACITY) -> Root:
+def link(model: Any, layout: WeightLayout, *, manifest_capacity: int | None = None) -> Root:
     """Put built-in operators and the layout's weights in the place of a stamped model's named calls, and pack it.
 
-    `manifest_capacity`: bytes that are kept for the manifest. Raises ExportError where the model names a weight that the layout does not
-    have.
+    `manifest_capacity`: bytes that are kept for the manifest; None: MANIFEST_CAPACITY, and what the ranges of static activations take in
+    a recipe. Raises ExportError where the model names a weight that the layout does not have.
     """
+    if manifest_capacity is None:
+        static = (name for name, weight in layout.weights.items() if weight.ranges is not None)
+        manifest_capacity = MANIFEST_CAPACITY + sum(len(name) + RANGES_TEXT for name in static)
     linker = Linker(model, layout)
     entry = schema.MetadataT()
     entry.name = MANIFEST_KEY.encode()

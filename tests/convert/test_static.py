@@ -15,6 +15,7 @@ from flatlm.quantize.activations import ActivationRange, Affine, LayerRanges
 from flatlm.quantize.calibrate import calibrate
 from flatlm.quantize.encode import encode
 from flatlm.quantize.quant_recipes import full_int8_static_recipe
+from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import SCHEMES
 from tests.models import InMemory
 
@@ -100,6 +101,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     wide, narrow = ActivationRange(-1e6, 1e6), ActivationRange(-1e-3, 1e-3)
     with pytest.raises(RecipeError, match=r"'x\.weight' reads and gives"):
         WeightLayout({"x.weight": InMemory(torch.ones(2, 8))}, full_int8_static_recipe({}))
+    with pytest.raises(RecipeError, match=r"decided by 'y\.\*'"):  # misspelt: said by the streaming export too
+        WeightLayout({"x.weight": InMemory(torch.ones(2, 8))}, Recipe.mixed("mine", "none", {"y.*": "float16"}))
     with (tmp_path / "part").open("w+b") as file:
         with pytest.raises(RecipeError, match=r"what x\.weight gives, -0\.001 to 0\.001, is too narrow"):
             layout_of(LayerRanges(wide, narrow), torch.zeros(2)).write(file.fileno(), 0)

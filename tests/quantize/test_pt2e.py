@@ -14,6 +14,7 @@ from torchao.quantization.quant_primitives import quantize_affine
 import flatlm.convert
 from flatlm.convert import generic, pt2e
 from flatlm.errors import RecipeError
+from flatlm.quantize import pt2e as quantizer_module
 from flatlm.quantize import quant_recipes as recipes
 from flatlm.quantize.calibrate import calibrate
 from flatlm.quantize.encode import decode, encode, unpack
@@ -116,14 +117,17 @@ def test_what_only_linears_and_embeddings_read_is_quantized_and_the_rest_stays_f
     assert content.count(module.twice.detach().numpy().tobytes()) >= 1
 
 
-def test_signatures_of_modules_with_names_in_common(tmp_path: Path) -> None:
-    """Two modules, each with a weight called 0.weight, that share their second linear."""
+def test_signatures_of_modules_with_names_in_common(tmp_path: Path, monkeypatch) -> None:
+    """Two modules, each with a weight called 0.weight, that share their second linear: three weights, each encoded once."""
+    encoded = []
+    monkeypatch.setattr(quantizer_module, "encode", lambda rows, scheme: encoded.append(rows.shape) or encode(rows, scheme))
     first, second = mlp(), mlp()
     second[0].weight.data *= -1
     second[2] = first[2]
     x = torch.randn(4, 128)
     both = flatlm.convert.signature("a", first, (x,)).signature("b", second, (x,))
     both.convert(quant_config=recipes.full_fp16_recipe()).export(tmp_path / "a.tflite")
+    assert len(encoded) == 3
     file = Signatures(tmp_path / "a.tflite")
     for name, module in (("a", first), ("b", second)):
         assert np.abs(next(iter(file.run(name, {"args_0": x.numpy()}).values())) - module(x).numpy()).max() < 2e-3

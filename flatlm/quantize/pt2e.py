@@ -29,6 +29,7 @@ from torchao.quantization.quant_primitives import MappingType
 from flatlm.errors import RecipeError
 from flatlm.quantize.activations import HIGHEST, LOWEST, ActivationRange, LayerRanges
 from flatlm.quantize.encode import encode, unpack
+from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import LAYER_KINDS, Recipe
 from flatlm.quantize.schemes import Scheme
 from flatlm.quantize.weight_names import weight_names
@@ -68,7 +69,11 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]
     """
 
     def __init__(self, recipe: Recipe, *modules: nn.Module) -> None:
-        """RecipeError where a pattern that names weights decides none of the modules'."""
+        """RecipeError where a pattern that names weights decides none of the modules', or integers are to be chosen by a method."""
+        if recipe.method != PLAIN:
+            raise RecipeError(
+                f"recipe {recipe.name!r}: its method ({recipe.method}) is for `flatlm export`; PT2E rounds to the nearest only"
+            )
         self.recipe = recipe
         self.weights: dict[str, _Weight] = {}
         self.stored: dict[str, StoredWeight] = {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from flatlm.quantize import pt2e as quantizer_module
 from flatlm.quantize import quant_recipes as recipes
 from flatlm.quantize.calibrate import calibrate
 from flatlm.quantize.encode import decode, encode, unpack
+from flatlm.quantize.method import Method
 from flatlm.quantize.pt2e import QUANTIZE, RecipeQuantizer
 from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import SCHEMES
@@ -155,6 +157,7 @@ class Biases(nn.Module):
 X = torch.ones(2, 8)
 REFUSED = {
     "a pattern that matches nothing": (mlp(), torch.ones(1, 128), named("1.weight", "dynamic_int8"), "'1.weight': misspelt"),
+    "a method": (mlp(), torch.ones(1, 128), replace(recipes.full_fp16_recipe(), method=Method("gptq")), "'gptq'.*is for `flatlm export`"),
     "a convolution by name": (Mixed(), IDS, named("conv.*", "dynamic_int8"), "'conv.weight' is read by aten.conv1d.default.*'conv.*'"),
     "a weight that is read otherwise": (Mixed(), IDS, named("twice", "dynamic_int8"), "'twice' is read by aten.select"),
     "a width of odd blocks": (mlp(), torch.ones(1, 128), named("2.*", "dynamic_int4_block128"), "'2.weight'.*not a multiple of 128"),

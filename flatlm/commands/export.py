@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flatlm.commands import base
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import VerificationFailed
-from flatlm.quantize.recipes import Recipe, get_recipe
+from flatlm.quantize.recipes import Recipe
+from flatlm.utilities.recipe_file import find_recipe
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used, after the compiler's process has been started
     from flatlm.utilities.exporter import ExportReport, ExportRequest
@@ -28,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that decide what is in the file."""
-    parser.add_argument("--recipe", default="dynamic_int8", metavar="NAME", help="quantization recipe; flatlm recipes lists them")
+    parser.add_argument(
+        "--recipe", default="dynamic_int8", metavar="NAME", help="quantization recipe (flatlm recipes lists them), or a recipe.json"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="text for calibrated recipes: .txt, or a .json or .jsonl of documents"
+    )
     parser.add_argument("--prefill", type=base.comma_separated_lengths, metavar="T,...", help="lengths of the prefill signatures (16,128)")
     parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
@@ -45,18 +51,19 @@ def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
     return ExportRequest(
         args.checkpoint,
         output,
-        get_recipe(args.recipe),
+        find_recipe(args.recipe),
         args.prefill,
         args.kv_cache_len,
         args.prefill_logits,
         args.model,
         tuple(args.ignore_config_key),
         lora=args.lora,
+        calibration=args.calibration,
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    warn(get_recipe(args.recipe))
+    warn(find_recipe(args.recipe))
     with CompilerProcess() as compiler:
         request = request_of(args, args.output)
         return _run(args, request, compiler)

@@ -40,6 +40,7 @@ class StoredIntegers:
     """What a checkpoint stores for a whole weight.
 
     `block_size` columns share a scale; None: all of a row. `obstacle` is why no scheme can hold it (such as "asymmetric"), or None.
+    `chosen`: not by the checkpoint's maker but by FlatLM, for the scheme at hand.
     `smallest_scale` and `largest_scale` leave out scales of 0; `exact_in_blocks`: rounding to a block's scale changes none.
     """
 
@@ -49,6 +50,7 @@ class StoredIntegers:
     smallest_scale: float = 1.0
     largest_scale: float = 1.0
     exact_in_blocks: bool = True
+    chosen: bool = False
 
     def misfit(self, scheme: Scheme) -> str | None:
         """Why the scheme does not hold these integers; None where it does."""
@@ -136,7 +138,9 @@ class CarrySummary:
     re_encoded: Counter[str] = field(default_factory=Counter)
 
     def add(self, stored: StoredIntegers, scheme: Scheme) -> bool:
-        """Count a weight; True where it is carried over."""
+        """Count a weight, unless FlatLM itself chose its integers; True where they are stored as they are."""
+        if stored.chosen:
+            return True
         misfit = stored.misfit(scheme)
         if misfit is not None:
             self.re_encoded[misfit] += 1

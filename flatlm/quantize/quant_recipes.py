@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from flatlm.quantize.activations import LayerRanges
-from flatlm.quantize.recipes import RECIPES, ROUTER, TABLES, WARNINGS, Recipe, Rule, get_recipe, layers, loosest_bound
+from flatlm.quantize.recipes import RECIPES, TABLES, WARNINGS, Recipe, Rule, get_recipe, layers, loosest_bound
 from flatlm.quantize.schemes import get_scheme
 
 
@@ -55,10 +55,7 @@ def full_int8_static_recipe(calibration: Mapping[str, LayerRanges]) -> Recipe:
     many differences that choose a token to nothing. So is a mixture's router, where two experts are as near to one another. A table is
     only looked up, which has no activations; its int8 rows are the same in both schemes.
     """
-    rules = layers(embedding="dynamic_int8", attention="static_int8", feed_forward="static_int8", head="dynamic_int8")
-    kept_apart = (Rule(ROUTER, "dynamic_int8"), Rule(TABLES, "dynamic_int8"))
-    summary = "int8 per channel between int8 activations of calibrated ranges; head and tables int8 as dynamic_int8 has them"
-    return with_ranges(_recipe("static_int8", (*kept_apart, *rules[1:]), "q8_static", summary), calibration)
+    return with_ranges(RECIPES["static_int8"], calibration)
 
 
 def mixed_recipe(name: str, *, embedding: str, attention: str, feed_forward: str, head: str) -> Recipe:

@@ -131,7 +131,8 @@ class Recipe:
         rules = tuple(Rule(pattern, scheme) for pattern, scheme in overrides.items() if pattern != REST)
         rest = (Rule(REST, overrides[REST]),) if REST in overrides else ()
         summary = f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items())
-        recipe = cls(name, (*rules, *kept, *rest), name, parent.bound, summary, activations=parent.activations)
+        table = (*rules, *kept, *rest)
+        recipe = cls(name, table, name, parent.bound, summary, method=parent.method, activations=parent.activations)
         schemes = [rule.scheme_name for rule in recipe.rules]
         warning = parent.warning or next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
         return dataclasses.replace(recipe, bound=loosest_bound(schemes), warning=warning)
@@ -231,47 +232,46 @@ def _everywhere(scheme: str) -> tuple[Rule, ...]:
 
 _BLOCK32, _BLOCK128, _CHANNEL = "dynamic_int4_block32", "dynamic_int4_block128", "dynamic_int4_channel"
 
+_SEARCHED, _CALIBRATED = Method("scale_search"), Method("gptq")
+_DYNAMIC = "activations quantized as they come"
+_STATIC = "int8 per channel between int8 activations of calibrated ranges; head, router and tables as dynamic_int8 has them"
+_BLOCKS_OF_128 = layers(embedding=_BLOCK32, attention=_BLOCK128, feed_forward=_BLOCK128, head=_BLOCK128)
+_STATIC_BLOCKS = (
+    Rule(ROUTER, "dynamic_int8"),
+    Rule(TABLES, "dynamic_int8"),
+    *layers(embedding="dynamic_int8", attention="static_int8", feed_forward="static_int8", head="dynamic_int8")[1:],
+)
+
+
+def _built_in(name: str, rules: tuple[Rule, ...], suffix: str, summary: str, method: Method = PLAIN, bound: Bound | None = None) -> Recipe:
+    schemes = [rule.scheme_name for rule in rules]
+    warning = None if method.needs_text else next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
+    return Recipe(name, rules, suffix, bound or loosest_bound(schemes), summary, warning, method)
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
-            Recipe("none", _everywhere("float32"), "f32", BOUNDS["float32"], "float32 weights, exactly as in the checkpoint"),
-            Recipe("fp16", _everywhere("float16"), "fp16", BOUNDS["float16"], "float16 weights, computed in float"),
-            Recipe(
-                "dynamic_int8",
-                _everywhere("dynamic_int8"),
-                "q8",
-                BOUNDS["dynamic_int8"],
-                "int8 per channel, activations quantized as they come",
-            ),
-            Recipe(
-                "weight_only_int8",
-                _everywhere("weight_only_int8"),
-                "q8_wo",
-                BOUNDS["weight_only_int8"],
-                "int8 per channel, dequantized to compute in float",
-            ),
-            Recipe(
-                _BLOCK32,
-                layers(embedding=_BLOCK32, attention=_BLOCK32, feed_forward=_BLOCK32, head=_BLOCK32),
-                "q4_block32",
-                BOUNDS[_BLOCK32],
-                "int4 in blocks of 32, activations quantized as they come",
-            ),
-            Recipe(
-                _BLOCK128,
-                layers(embedding=_BLOCK32, attention=_BLOCK128, feed_forward=_BLOCK128, head=_BLOCK128),
-                "q4_block128",
-                BOUNDS[_BLOCK128],
-                "int4 in blocks of 128 (the embedding in blocks of 32), activations quantized as they come",
-            ),
-            Recipe(
-                _CHANNEL,
+            _built_in("none", _everywhere("float32"), "f32", "float32 weights, exactly as in the checkpoint"),
+            _built_in("fp16", _everywhere("float16"), "fp16", "float16 weights, computed in float"),
+            _built_in("dynamic_int8", _everywhere("dynamic_int8"), "q8", f"int8 per channel, {_DYNAMIC}"),
+            _built_in("weight_only_int8", _everywhere("weight_only_int8"), "q8_wo", "int8 per channel, dequantized to compute in float"),
+            _built_in("static_int8", _STATIC_BLOCKS, "q8_static", _STATIC),
+            _built_in(_BLOCK32, _everywhere(_BLOCK32), "q4_block32", f"int4 in blocks of 32, {_DYNAMIC}"),
+            _built_in(_BLOCK128, _BLOCKS_OF_128, "q4_block128", f"int4 in blocks of 128 (the embedding in blocks of 32), {_DYNAMIC}"),
+            _built_in(_CHANNEL, _everywhere(_CHANNEL), "q4_channel", f"int4 per channel, {_DYNAMIC}"),
+            _built_in("searched_int4_block32", _everywhere(_BLOCK32), "q4_block32_s", f"{_BLOCK32}, scales of the least error", _SEARCHED),
+            _built_in("searched_int4_channel", _everywhere(_CHANNEL), "q4_channel_s", f"{_CHANNEL}, scales of the least error", _SEARCHED),
+            _built_in("calibrated_int4_block32", _everywhere(_BLOCK32), "q4_block32_c", f"{_BLOCK32}, calibrated by GPTQ", _CALIBRATED),
+            _built_in("calibrated_int4_block128", _BLOCKS_OF_128, "q4_block128_c", f"{_BLOCK128}, calibrated by GPTQ", _CALIBRATED),
+            _built_in(
+                "calibrated_int4_channel",
                 _everywhere(_CHANNEL),
-                "q4_channel",
-                BOUNDS[_CHANNEL],
-                "int4 per channel, activations quantized as they come",
-                WARNINGS[_CHANNEL],
+                "q4_channel_c",
+                f"{_CHANNEL}, calibrated by GPTQ",
+                _CALIBRATED,
+                BOUNDS[_BLOCK128],
             ),
         )
     }

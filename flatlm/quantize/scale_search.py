@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flatlm.errors import RecipeError
+from flatlm.quantize.carried import SMALLEST_BLOCK_SCALE, IntegerRows, block_scales
 from flatlm.quantize.encode import SMALLEST_SCALE
+from flatlm.quantize.method import Rounding
 from flatlm.quantize.schemes import Scheme
 
 RATIOS = torch.linspace(1.0, 0.4, 25)
@@ -17,6 +20,26 @@ REFINEMENTS = 3
 HALF_QUADRATIC_STEPS = 20
 SHRINK_POWER = 0.7
 """The p of the l_p norm that weighs large errors less (HQQ, Badri and Shaji 2023)."""
+
+
+def round_rows(rows: Tensor, scheme: Scheme, rounding: Rounding) -> IntegerRows:
+    """Rows [R, C] float32 by a rounding that needs no text, for a quantized scheme. A row's result depends on nothing else."""
+    allowed = Range.of(scheme)
+    groups = rows.reshape(-1, scheme.block_size or rows.shape[1])
+    match rounding:
+        case "scale_search":
+            scales = search_scales(groups, allowed)
+        case "half_quadratic":
+            scales = half_quadratic_scales(groups, allowed)
+        case _:
+            raise RecipeError(f"rounding {rounding!r} is not one that needs no text")
+    scales = storable(scales, scheme)
+    return IntegerRows(round_to(groups, scales, allowed).to(torch.int8).reshape(rows.shape), scales.reshape(len(rows), -1))
+
+
+def storable(scales: Tensor, scheme: Scheme) -> Tensor:
+    """Scales as the file keeps them: float32 per channel, rounded to bfloat16 per block."""
+    return scales if scheme.block_size is None else block_scales(scales.clamp_min(SMALLEST_BLOCK_SCALE)).to(torch.float32)
 
 
 class Range(NamedTuple):

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
 from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
-from flatlm.errors import ExportError, OutputError
+from flatlm.errors import ExportError, OutputError, RecipeError
 from flatlm.layers.config import MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
+from flatlm.utilities.calibration.calibrate import calibrate_checkpoint, needs_text, require_possible, with_assumed_ranges
+from flatlm.utilities.calibration.sources import Scratch
+from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
@@ -64,6 +68,8 @@ class ExportRequest:
     ignored_config_keys: tuple[str, ...] = ()
     lora: Path | None = None
     """Directory of a PEFT adapter that is merged into the checkpoint."""
+    calibration: Path | None = None
+    """Text (.txt, .json, .jsonl) for recipes whose method needs it."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,14 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     loader = ModelLoader(checkpoint, builder.tensor_names)
     config = loader.fit(config)
     weights = loader.plan(config)
+    recipe = request.recipe
+    require_possible(config, recipe)
+    if needs_text(recipe, list(weights.weights)):
+        if request.calibration is None:
+            raise RecipeError(f"recipe {recipe.name!r} needs calibration text: give a .txt, .json or .jsonl file with --calibration")
+        recipe = with_assumed_ranges(recipe, list(weights.weights))
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
-    layout = WeightLayout(weights.weights, request.recipe)
+    layout = WeightLayout(weights.weights, recipe)
     geometry = CacheGeometry(cache_length, max(prefill_lengths))
     cache = sum(8 * geometry.slots(block.attention) * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
     return ExportPlan(config, builder.family, weights, request.recipe, layout, geometry, prefill_lengths, cache)
@@ -130,17 +142,23 @@ def export(
         checkpoint = stack.enter_context(open_checkpoint(request.checkpoint, lora=request.lora))
         plan = plan_export(checkpoint, request)
         specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
+        text = _calibration_text(request, plan)
         compiler.submit(plan.config, plan.geometry, specs)
         finish = BundleFinisher(request.checkpoint, plan.geometry.length) if request.output.suffix == ".litertlm" else None
         if finish and request.lora is not None:
             _require_the_same_tokenizer(request.checkpoint, request.lora)
         temporary = stack.enter_context(atomic_output(request.output))
         _require_space(request.output, plan)
+        if request.recipe.method != PLAIN or text is not None:
+            clock.start("calibrate")
+            scratch = stack.enter_context(Scratch(request.output.parent))
+            chosen = calibrate_checkpoint(plan.config, plan.weights.weights, request.recipe, scratch, text=text, progress=progress)
+            plan = replace(plan, recipe=chosen.recipe, layout=WeightLayout(chosen.sources, chosen.recipe))
         handle = os.open(temporary, os.O_RDWR)
         stack.callback(os.close, handle)
         base = finish.model_offset if finish else 0
         root, size = _write_model(plan, specs, compiler, handle, base, clock, progress)
-        manifest = _manifest(request, plan, checkpoint, specs)
+        manifest = _manifest(request, plan, checkpoint, specs, text)
         root.set_manifest(manifest)
         root.write(handle, base)
         if finish:
@@ -251,12 +269,22 @@ def _require_space(output: Path, plan: ExportPlan) -> None:
         )
 
 
-def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore, specs: Sequence[SignatureSpec]) -> dict[str, Any]:
+def _calibration_text(request: ExportRequest, plan: ExportPlan) -> CalibrationText | None:
+    if request.calibration is None or not needs_text(request.recipe, list(plan.weights.weights)):
+        return None
+    config = plan.config
+    return read_text(request.calibration, request.checkpoint, vocab_size=config.vocab_size, max_positions=config.max_positions)
+
+
+def _manifest(
+    request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore, specs: Sequence[SignatureSpec], text: CalibrationText | None
+) -> dict[str, Any]:
     packages = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
     return {
         "flatlm": __version__,
         "family": plan.family,
-        "recipe": request.recipe.to_dict(),
+        "recipe": replace(plan.recipe, activations={}).to_dict(),  # ranges are in the graphs, and would not fit here
+        **({"calibration": {"file": request.calibration.name, "tokens": text.count()}} if request.calibration and text else {}),
         "checkpoint": checkpoint.fingerprint(),
         **({"lora": checkpoint.adapter_facts()} if isinstance(checkpoint, LoraStore) else {}),
         "parameters": plan.weights.parameters(),

@@ -1,0 +1,349 @@
+"""Calibration of a whole checkpoint, a block at a time: integers, scales and ranges for the exporter, as its recipe's method asks."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from flatlm.convert.weights import IntegerSource, WeightSource
+from flatlm.errors import CheckpointError, RecipeError
+from flatlm.layers.block import Block
+from flatlm.layers.config import ModelConfig
+from flatlm.quantize import gptq
+from flatlm.quantize.activations import ActivationRange, LayerRanges
+from flatlm.quantize.carried import concatenate
+from flatlm.quantize.encode import decode, encode
+from flatlm.quantize.recipes import Recipe
+from flatlm.quantize.schemes import Scheme
+from flatlm.utilities.calibration import migrate
+from flatlm.utilities.calibration.rotate import obstacle, rotate
+from flatlm.utilities.calibration.sources import Changed, Scratch, Searched
+from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
+from flatlm.utilities.calibration.text import CalibrationText
+
+HESSIAN_BYTES = 1 << 30
+"""Statistics of inputs are gathered for so many projections at a time as fit in this; always for one."""
+LOOKUP_SHARE = 1.0
+"""What a tied table's own error counts beside that of the logits, in units of the mean diagonal of the head's Hessian."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Calibrated:
+    """What an export goes on with: the sources of all weights, and the recipe, with the ranges that its static schemes need."""
+
+    sources: dict[str, WeightSource]
+    recipe: Recipe
+
+
+def needs_text(recipe: Recipe, names: Sequence[str]) -> bool:
+    """Whether the recipe asks for something that only calibration text can tell."""
+    return recipe.method.needs_text or any(_lacks_ranges(recipe, name) for name in names)
+
+
+def require_possible(config: ModelConfig, recipe: Recipe) -> None:
+    """RecipeError where the recipe's method does not suit the model; before any weight is read."""
+    if recipe.method.rotate and (reason := obstacle(config)) is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} rotates the residual stream, which this model does not allow: {reason}; use a recipe that does not"
+        )
+
+
+def with_assumed_ranges(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with ranges for every static weight, to plan with: sizes do not depend on their values."""
+    assumed = LayerRanges(ActivationRange(-1.0, 1.0), ActivationRange(-1.0, 1.0))
+    missing = {name: assumed for name in names if _lacks_ranges(recipe, name)}
+    return replace(recipe, activations={**recipe.activations, **missing})
+
+
+def calibrate_checkpoint(
+    config: ModelConfig,
+    sources: Mapping[str, WeightSource],
+    recipe: Recipe,
+    scratch: Scratch,
+    *,
+    text: CalibrationText | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Choose integers as the recipe's method says.
+
+    Methods are for weights of 4 bits: int8 is rounded to the nearest, as ever. Without text (methods that need none) this returns at once,
+    and rows are searched when they are read. Memory: two copies of a block in float32, the text's activations between two blocks (twice),
+    and HESSIAN_BYTES or the largest projection's statistics. `scratch` holds the solved integers until they are linked.
+
+    Raises RecipeError where the method does not suit the model, CheckpointError for weights that are not finite.
+    """
+    found = rotate(config, sources) if recipe.method.rotate else dict(sources)
+    if needs_text(recipe, list(sources)):
+        if text is None:
+            raise RecipeError(f"recipe {recipe.name!r} needs calibration text: give a .txt, .json or .jsonl file with --calibration")
+        return _Calibration(config, found, recipe, scratch, text, progress).run()
+    if recipe.method.rounding == "nearest":
+        return Calibrated(found, recipe)
+    return Calibrated({name: _searched(name, source, recipe) for name, source in found.items()}, recipe)
+
+
+def _lacks_ranges(recipe: Recipe, name: str) -> bool:
+    return recipe.scheme_for(name).compute == "static" and name not in recipe.activations
+
+
+def _of_four_bits(scheme: Scheme) -> bool:
+    return scheme.storage == "int4"
+
+
+def _kept(source: WeightSource, scheme: Scheme) -> bool:
+    """Whether the checkpoint holds it as integers that the scheme takes over."""
+    stored = source.stored_integers() if isinstance(source, IntegerSource) else None
+    return stored is not None and stored.misfit(scheme) is None
+
+
+def _searched(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
+    scheme = recipe.scheme_for(name, source.shape)
+    if not _of_four_bits(scheme) or _kept(source, scheme):
+        return source
+    rounding = recipe.method.rounding if recipe.method.rounding in ("scale_search", "half_quadratic") else "scale_search"
+    scheme.check(name, source.shape)
+    return Searched(source, scheme, rounding)
+
+
+def _as_stored(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
+    """A weight as the file's reader sees it, where its integers are made while it is linked."""
+    scheme = recipe.scheme_for(name, source.shape)
+    if isinstance(source, Searched) or not scheme.quantized or _kept(source, scheme):
+        return source
+    return Changed(source, lambda rows, start: decode(encode(rows, scheme), scheme, rows.shape))
+
+
+@dataclass
+class _Statistics:
+    """Of what a projection reads, y: H = mean y y^T, its sizes; and M = mean (x - y) y^T where the exact x is known."""
+
+    hessian: Tensor
+    missing: Tensor | None = None
+    total: Tensor = field(default_factory=lambda: torch.zeros(1))
+    peak: Tensor = field(default_factory=lambda: torch.zeros(1))
+    count: int = 0
+
+    @classmethod
+    def empty(cls, width: int, *, missing: bool) -> "_Statistics":
+        return cls(torch.zeros(width, width), torch.zeros(width, width) if missing else None, torch.zeros(width), torch.zeros(width))
+
+    def add(self, read: Tensor, exact: Tensor | None = None) -> None:
+        self.hessian.addmm_(read.T, read)
+        if self.missing is not None and exact is not None:
+            self.missing.addmm_((exact - read).T, read)
+        self.total += read.abs().sum(0)
+        self.peak = torch.maximum(self.peak, read.abs().amax(0)) if len(read) else self.peak
+        self.count += len(read)
+
+    def finish(self) -> "_Statistics":
+        count = max(self.count, 1)
+        for tensor in (self.hessian, self.total, *([] if self.missing is None else [self.missing])):
+            tensor /= count
+        return self
+
+
+class _Calibration:
+    def __init__(
+        self,
+        config: ModelConfig,
+        sources: dict[str, WeightSource],
+        recipe: Recipe,
+        scratch: Scratch,
+        text: CalibrationText,
+        progress: Progress | None,
+    ) -> None:
+        self.config, self.recipe, self.scratch, self.text = config, recipe, scratch, text
+        self.sources = sources  # what the exact model is made of; migration changes it
+        self.chosen = dict(sources)  # what is exported
+        self.ranges: dict[str, LayerRanges] = {}
+        self.exact = ModelStream(config, self.sources, text.tokens.shape[1])
+        self.solving = recipe.method.rounding == "gptq"
+        self.measuring = any(_lacks_ranges(recipe, name) for name in sources)
+        self.progress = progress or (lambda what, done, total: None)
+
+    @torch.inference_mode()
+    def run(self) -> Calibrated:
+        config, tokens = self.config, self.text.tokens
+        for table in ("embedding.weight", "position_embedding.weight"):
+            if table in self.sources:
+                self.chosen[table] = _searched(table, self.sources[table], self.recipe)
+        x = self.exact.embed(tokens)
+        y = x
+        if self.solving:
+            tables = {name: _as_stored(name, source, self.recipe) for name, source in self.chosen.items()}
+            y = ModelStream(config, tables, tokens.shape[1]).embed(tokens)
+        total = len(config.blocks) + 1
+        for layer in range(len(config.blocks)):
+            self.progress("calibrate", layer, total)
+            x, y = self._block(layer, x, y)
+        self.progress("calibrate", total - 1, total)
+        self._head(x, y)
+        self.progress("calibrate", total, total)
+        recipe = replace(self.recipe, activations={**self.recipe.activations, **self.ranges})
+        return Calibrated(self.chosen, recipe)
+
+    def _block(self, layer: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        prefix = f"blocks.{layer}"
+        exact = self.exact.block(layer)
+        _require_finite(exact, prefix, self.sources)
+        self._migrate(exact, prefix, y if self.solving else x)
+        for name, _ in exact.named_parameters():
+            full = f"{prefix}.{name}"
+            self.chosen[full] = self.sources[full] if self.solving else _searched(full, self.sources[full], self.recipe)
+        if self.solving:
+            y = self._solve(exact, prefix, x, y)
+        return self._run_exact(exact, prefix, x), y
+
+    def _migrate(self, block: Block, prefix: str, y: Tensor) -> None:
+        method = self.recipe.method
+        if method.migrate:
+            for pair in (*migrate.norm_pairs(block), *migrate.inner_pairs(block)):
+                schemes = [self._scheme(f"{prefix}.{name}.weight") for name in pair.reads]
+                weights = [linears(block)[name].weight.data for name in pair.reads]
+                rounded = [pair_of for pair_of in zip(weights, schemes, strict=True) if _of_four_bits(pair_of[1])]
+                if rounded:
+                    seen = self._statistics(block, y, [pair.reads[0]])[pair.reads[0]]
+                    migrate.apply(block, pair, migrate.search(rounded, seen.hessian, seen.total, pair), prefix, self.sources)
+        elif method.smooth is not None:
+            for pair in migrate.norm_pairs(block):
+                weights = [linears(block)[name].weight.data for name in pair.reads]
+                seen = self._statistics(block, y, [pair.reads[0]])[pair.reads[0]]
+                migrate.apply(block, pair, migrate.smooth(weights, seen.peak, method.smooth, pair), prefix, self.sources)
+
+    def _solve(self, exact: Block, prefix: str, x: Tensor, y: Tensor) -> Tensor:
+        """Integers for the block's weights, each after those before it; returns what the block then makes of y."""
+        block = copy.deepcopy(exact)
+        handles = [
+            module.register_forward_pre_hook(lambda _, inputs: (_int8_rows(inputs[0]),))
+            for name, module in linears(block).items()
+            if self._scheme(f"{prefix}.{name}.weight").compute == "dynamic"
+        ]
+        for names in self._stages(exact):
+            statistics = self._statistics(block, y, names, exact, x)
+            for name in names:
+                full = f"{prefix}.{name}.weight"
+                source, scheme, module = self.sources[full], self._scheme(full), linears(block)[name]
+                seen = statistics.pop(name)
+                if _of_four_bits(scheme) and not _kept(source, scheme):
+                    assert seen.missing is not None
+                    target = gptq.carry_error(module.weight.data, seen.hessian, seen.missing)
+                    self.chosen[full] = self.scratch.keep(source, scheme, gptq.solve(target, seen.hessian, scheme).rows)
+                stored = _as_stored(full, self.chosen[full], self.recipe)
+                module.weight.data = stored.rows(0, source.shape[0]).to(torch.float32)
+        y = self.exact.run(block, y)
+        for handle in handles:
+            handle.remove()
+        return y
+
+    def _stages(self, block: Block) -> Iterator[list[str]]:
+        """The projections in the order in which they are reached; those that read nothing of one another together, in HESSIAN_BYTES."""
+        names = [name for name in linears(block) if name.startswith("feed_forward.") and not name.endswith(".router")]
+        first = [name for name in names if not name.endswith(".down")]
+        for stage in (["attention.qkv"], ["attention.output"], first, [name for name in names if name.endswith(".down")]):
+            room = max(1, HESSIAN_BYTES // (8 * linears(block)[stage[0]].weight.shape[1] ** 2))
+            for start in range(0, len(stage), room):
+                yield stage[start : start + room]
+
+    def _statistics(
+        self, block: Block, y: Tensor, names: Sequence[str], exact: Block | None = None, x: Tensor | None = None
+    ) -> dict[str, _Statistics]:
+        """Of what the named projections read in `block` on y, against what they read in `exact` on x."""
+        found = {name: _Statistics.empty(linears(block)[name].weight.shape[1], missing=exact is not None) for name in names}
+        valid = self.text.valid
+        read = self.exact.inputs(block, y, names)
+        other = self.exact.inputs(exact, x, names) if exact is not None and x is not None else None
+        for rows in row_slices(len(y)):
+            seen, truth = next(read), None if other is None else next(other)
+            for name in names:
+                own = seen[name][valid[rows]]
+                found[name].add(own, None if truth is None else truth[name][valid[rows]])
+        return {name: statistics.finish() for name, statistics in found.items()}
+
+    def _run_exact(self, block: Block, prefix: str, x: Tensor) -> Tensor:
+        """What the exact block makes of x; the ranges of its static projections are noted on the way."""
+        if not self.measuring:
+            return self.exact.run(block, x)
+        valid, rows = self.text.valid, row_slices(len(x))
+        current: list[slice] = []
+
+        def begin(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            current[:] = [next(rows)]
+
+        def note(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                counted = valid[current[0]]
+                self._note(f"{prefix}.{name}.weight", inputs[0][counted], output[counted])
+
+            return hook
+
+        handles = [block.register_forward_pre_hook(begin)]
+        handles += [module.register_forward_hook(note(name)) for name, module in linears(block).items()]
+        out = self.exact.run(block, x)
+        for handle in handles:
+            handle.remove()
+        return out
+
+    def _note(self, name: str, read: Tensor, gave: Tensor) -> None:
+        if _lacks_ranges(self.recipe, name):
+            seen = LayerRanges(_range(name, read), _range(name, gave))
+            self.ranges[name] = seen.union(self.ranges[name]) if name in self.ranges else seen
+
+    def _head(self, x: Tensor, y: Tensor) -> None:
+        name = "embedding.weight" if self.config.tied_head else "lm_head.weight"
+        source, scheme = self.sources[name], self._scheme(name)
+        if not self.solving:
+            self.chosen[name] = _searched(name, source, self.recipe)
+        if not _of_four_bits(scheme) or not self.solving or _kept(source, scheme):
+            if self.measuring and _lacks_ranges(self.recipe, name):
+                raise RecipeError(
+                    f"recipe {self.recipe.name!r}: the head ({name}) cannot have static activations, since one scale for all logits "
+                    "would round them to nothing: give it dynamic_int8"
+                )
+            return
+        statistics, valid = _Statistics.empty(source.shape[1], missing=True), self.text.valid
+        for rows, read, exact in zip(row_slices(len(y)), self.exact.head_inputs(y), self.exact.head_inputs(x), strict=True):
+            counted = _int8_rows(read[valid[rows]]) if scheme.compute == "dynamic" else read[valid[rows]]
+            statistics.add(counted, exact[valid[rows]])
+        seen = statistics.finish()
+        assert seen.missing is not None
+        if self.config.tied_head:  # the table is looked up as well, where each row's error counts as it is
+            seen.hessian += torch.eye(len(seen.hessian)) * (LOOKUP_SHARE * seen.hessian.diagonal().mean())
+        solved = []
+        for start in range(0, source.shape[0], step := max(1, (1 << 24) // source.shape[1])):
+            weight = source.rows(start, min(start + step, source.shape[0])).to(torch.float32)
+            target = gptq.carry_error(weight, seen.hessian, seen.missing)
+            solved.append(gptq.solve(target, seen.hessian, scheme).rows)
+        self.chosen[name] = self.scratch.keep(source, scheme, concatenate(solved))
+
+    def _scheme(self, name: str) -> Scheme:
+        scheme = self.recipe.scheme_for(name, self.sources[name].shape)
+        scheme.check(name, self.sources[name].shape)
+        return scheme
+
+
+def _int8_rows(x: Tensor) -> Tensor:
+    """Activations [..., C] as the runtime quantizes them: int8 with a scale and a zero point for each row."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    scale = ((high - low) / 255).clamp_min(1e-12)
+    zero = torch.round(-128 - low / scale)
+    return (torch.clamp(torch.round(x / scale) + zero, -128, 127) - zero) * scale
+
+
+def _range(name: str, values: Tensor) -> ActivationRange:
+    low, high = torch.aminmax(values)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CheckpointError(f"calibration: what {name} reads or gives is not finite: the checkpoint's weights overflow on this text")
+    return ActivationRange(low.item(), high.item())
+
+
+def _require_finite(block: Block, prefix: str, sources: Mapping[str, WeightSource]) -> None:
+    for name, parameter in block.named_parameters():
+        bad = ~torch.isfinite(parameter).reshape(parameter.shape[0], -1).all(1)
+        if bad.any():
+            row = int(bad.to(torch.int8).argmax())
+            where = sources[f"{prefix}.{name}"].origin(row)
+            raise CheckpointError(f"{where} holds NaN or infinity (weight {prefix}.{name}, row {row}): repair the checkpoint")

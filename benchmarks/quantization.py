@@ -129,9 +129,9 @@ def entries() -> Iterator[tuple[str, Callable[[Case], Figures]]]:
 
 def ours(case: Case, *, recipe: Recipe) -> Figures:
     """A calibrated recipe gets the calibration part of the text, in a file."""
-    text = {"calibration": case.calibration_file} if recipe.method.needs_text else {}
     file = case.work / "ours.tflite"
-    export(ExportRequest(case.checkpoint, file, recipe, (PREFILL,), case.model.geometry.length, prefill_logits=True, **text))
+    length = case.model.geometry.length
+    export(ExportRequest(case.checkpoint, file, recipe, (PREFILL,), length, prefill_logits=True, calibration=case.calibration_file))
     return of_file(file, case)
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from flatlm.quantize.schemes import Scheme
 from flatlm.utilities.calibration import migrate
 from flatlm.utilities.calibration.rotate import obstacle, rotate
 from flatlm.utilities.calibration.sources import Changed, Scratch, Searched
+from flatlm.utilities.calibration.statistics import InputStatistics, gather
 from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
 from flatlm.utilities.calibration.text import CalibrationText
 
@@ -117,35 +118,6 @@ def _as_stored(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
     return Changed(source, lambda rows, start: decode(encode(rows, scheme), scheme, rows.shape))
 
 
-@dataclass
-class _Statistics:
-    """Of what a projection reads, y: H = mean y y^T, its sizes; and M = mean (x - y) y^T where the exact x is known."""
-
-    hessian: Tensor
-    missing: Tensor | None = None
-    total: Tensor = field(default_factory=lambda: torch.zeros(1))
-    peak: Tensor = field(default_factory=lambda: torch.zeros(1))
-    count: int = 0
-
-    @classmethod
-    def empty(cls, width: int, *, missing: bool) -> "_Statistics":
-        return cls(torch.zeros(width, width), torch.zeros(width, width) if missing else None, torch.zeros(width), torch.zeros(width))
-
-    def add(self, read: Tensor, exact: Tensor | None = None) -> None:
-        self.hessian.addmm_(read.T, read)
-        if self.missing is not None and exact is not None:
-            self.missing.addmm_((exact - read).T, read)
-        self.total += read.abs().sum(0)
-        self.peak = torch.maximum(self.peak, read.abs().amax(0)) if len(read) else self.peak
-        self.count += len(read)
-
-    def finish(self) -> "_Statistics":
-        count = max(self.count, 1)
-        for tensor in (self.hessian, self.total, *([] if self.missing is None else [self.missing])):
-            tensor /= count
-        return self
-
-
 class _Calibration:
     def __init__(
         self,
@@ -207,7 +179,7 @@ class _Calibration:
                 rounded = [pair_of for pair_of in zip(weights, schemes, strict=True) if _of_four_bits(pair_of[1])]
                 if rounded:
                     seen = self._statistics(block, y, [pair.reads[0]])[pair.reads[0]]
-                    migrate.apply(block, pair, migrate.search(rounded, seen.hessian, seen.total, pair), prefix, self.sources)
+                    migrate.apply(block, pair, migrate.search(rounded, seen.hessian, seen.size, pair), prefix, self.sources)
         elif method.smooth is not None:
             for pair in migrate.norm_pairs(block):
                 weights = [linears(block)[name].weight.data for name in pair.reads]
@@ -250,18 +222,9 @@ class _Calibration:
 
     def _statistics(
         self, block: Block, y: Tensor, names: Sequence[str], exact: Block | None = None, x: Tensor | None = None
-    ) -> dict[str, _Statistics]:
-        """Of what the named projections read in `block` on y, against what they read in `exact` on x."""
-        found = {name: _Statistics.empty(linears(block)[name].weight.shape[1], missing=exact is not None) for name in names}
-        valid = self.text.valid
-        read = self.exact.inputs(block, y, names)
-        other = self.exact.inputs(exact, x, names) if exact is not None and x is not None else None
-        for rows in row_slices(len(y)):
-            seen, truth = next(read), None if other is None else next(other)
-            for name in names:
-                own = seen[name][valid[rows]]
-                found[name].add(own, None if truth is None else truth[name][valid[rows]])
-        return {name: statistics.finish() for name, statistics in found.items()}
+    ) -> dict[str, InputStatistics]:
+        against = None if exact is None or x is None else (exact, x)
+        return gather(self.exact, block, y, names, self.text.valid, against)
 
     def _run_exact(self, block: Block, prefix: str, x: Tensor) -> Tensor:
         """What the exact block makes of x; the ranges of its static projections are noted on the way."""
@@ -304,7 +267,7 @@ class _Calibration:
                     "would round them to nothing: give it dynamic_int8"
                 )
             return
-        statistics, valid = _Statistics.empty(source.shape[1], missing=True), self.text.valid
+        statistics, valid = InputStatistics.empty(source.shape[1], missing=True), self.text.valid
         for rows, read, exact in zip(row_slices(len(y)), self.exact.head_inputs(y), self.exact.head_inputs(x), strict=True):
             counted = _int8_rows(read[valid[rows]]) if scheme.compute == "dynamic" else read[valid[rows]]
             statistics.add(counted, exact[valid[rows]])

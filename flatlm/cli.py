@@ -14,6 +14,7 @@ from flatlm import __version__
 
 VERBS = {
     "export": "turn a checkpoint into a .tflite file or a .litertlm bundle, and prove it",
+    "tune": "search for the best recipe under a budget of size, KL or bits, and export it",
     "check": "can this checkpoint be exported? sizes and memory foretold; reads no weights",
     "inspect": "what an exported file holds: signatures, operators, weights, manifest",
     "verify": "run an exported file against the checkpoint's reference",

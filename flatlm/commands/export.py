@@ -14,7 +14,7 @@ from flatlm.quantize.recipes import Recipe
 from flatlm.utilities.recipe_file import find_recipe
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used, after the compiler's process has been started
-    from flatlm.utilities.exporter import ExportReport, ExportRequest
+    from flatlm.utilities.exporter import ExportReport, ExportRequest, Prove
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,21 +95,27 @@ def export_and_verify(
     from flatlm.utilities.exporter import export
 
     with base.progress_bar() as progress:
+        prove = prover(request, tokens, progress) if verify else None
+        return export(request, prove=prove, progress=progress, compiler=compiler)
 
-        def prove(path: Path) -> Mapping[str, Any]:
-            from flatlm.generative import verify as judge
 
-            report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
-            if not report.passed:
-                error = VerificationFailed(
-                    f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "
-                    f"({describe_verification(report.to_dict())}). Choose another recipe, or write it all the same with --no-verify"
-                )
-                error.report = report.to_dict()  # type: ignore[attr-defined]
-                raise error
-            return report.to_dict()
+def prover(request: "ExportRequest", tokens: int | None, progress: base.Progress) -> "Prove":
+    """What runs a file against the request's checkpoint, and raises VerificationFailed, with the `report`, where it is too far off."""
 
-        return export(request, prove=prove if verify else None, progress=progress, compiler=compiler)
+    def prove(path: Path) -> Mapping[str, Any]:
+        from flatlm.generative import verify as judge
+
+        report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
+        if not report.passed:
+            error = VerificationFailed(
+                f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "
+                f"({describe_verification(report.to_dict())}). Choose another recipe, or write it all the same with --no-verify"
+            )
+            error.report = report.to_dict()  # type: ignore[attr-defined]
+            raise error
+        return report.to_dict()
+
+    return prove
 
 
 def describe(report: "ExportReport") -> str:

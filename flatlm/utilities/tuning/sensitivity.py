@@ -167,7 +167,7 @@ class Sensitivity:
         for rows, read, truth in zip(row_slices(len(y)), self.stream.head_inputs(y), self.stream.head_inputs(self.final), strict=True):
             valid = self.text.valid[rows]
             step = max(1, LOGITS_AT_ONCE // head.shape[0])
-            for own, other in zip(read[valid].split(step), truth[valid].split(step), strict=True):
+            for own, other in zip(torch.split(read[valid], step), torch.split(truth[valid], step), strict=True):
                 p = torch.log_softmax(self._logits(other, exact, bias), -1)
                 q = torch.log_softmax(self._logits(own, head, bias), -1)
                 total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
@@ -181,7 +181,7 @@ class Sensitivity:
 
 
 def quantized(weight: Tensor, scheme: Scheme, statistics: InputStatistics | None) -> Tensor:
-    """The weight [R, C] float32 that is read where the scheme is used: solved for with statistics, searched without, int8 to the nearest."""
+    """The weight [R, C] float32 that is read where the scheme is used: solved for by statistics, if given."""
     if scheme.storage != "int4":
         return decode(encode(weight, scheme), scheme, weight.shape)
     found = round_rows(weight, scheme, "scale_search") if statistics is None else gptq.solve(weight, statistics.hessian, scheme).rows

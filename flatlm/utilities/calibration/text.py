@@ -10,7 +10,7 @@ from flatlm.errors import TextError
 from flatlm.utilities.documents import encode_document, read_documents
 from flatlm.utilities.tokenizer import Tokenizer
 
-LONGEST_ROW = 256
+LONGEST_ROW = 512
 MOST_TOKENS = 1 << 14
 """More of a text is not read: on small models, twice as much made next to no difference (benchmarks/README.md)."""
 LEAST_TOKENS = 512

@@ -44,7 +44,7 @@ def carry_error(weight: Tensor, hessian: Tensor, missing: Tensor, share: float =
     quantized, and x what it would read otherwise. A share of 1 is the least-squares answer on the text (as in GPTAQ, Li et al. 2025); half
     of it did better on other text.
     """
-    lower = torch.linalg.cholesky(damp(hessian, DAMPING))
+    lower = _factor(damp(hessian, DAMPING))
     return weight + share * torch.cholesky_solve((weight @ missing).T, lower).T
 
 
@@ -84,8 +84,8 @@ class _Problem:
 
     def first_scales(self) -> Tensor:
         importance = self.hessian.diagonal().reshape(self.groups, self.size).repeat(len(self.weight), 1)
-        found = search_scales(self.weight.reshape(-1, self.size), self.allowed, importance)
-        return storable(found.reshape(len(self.weight), self.groups), self.scheme)
+        found = search_scales(self.weight.reshape(-1, self.size), self.scheme, importance)
+        return found.reshape(len(self.weight), self.groups)
 
     def one_by_one(self, scales: Tensor) -> Tensor:
         """GPTQ: integers [R, C] as floats, for fixed scales."""
@@ -147,16 +147,18 @@ class _Problem:
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of H^-1; with more damping where float32 does not see H as positive definite."""
+    """The upper Cholesky factor of H^-1."""
+    return _factor(torch.cholesky_inverse(_factor(hessian))).T
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor; with more damping where float32 does not see the matrix as positive definite."""
     extra = 0.0
     while True:
-        damped = hessian + torch.eye(len(hessian)) * (extra * hessian.diagonal().mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(matrix + torch.eye(len(matrix)) * (extra * matrix.diagonal().mean()))
         if not failed:
-            factor: Tensor
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return factor
+            return lower
         extra = max(extra * 10, 1e-4)
         if extra > MOST_DAMPING:
-            raise ArithmeticError("the Hessian is not positive definite")
+            raise ArithmeticError("the matrix is not positive definite")

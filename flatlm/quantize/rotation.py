@@ -19,6 +19,6 @@ def random_hadamard(size: int, seed: int = 0) -> Tensor:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / 2**0.5
     if odd > 1:
         spread = torch.linalg.qr(torch.randn(odd, odd, generator=generator, dtype=torch.float64))[0]
-        matrix = torch.kron(matrix, spread)
+        matrix = torch.kron(matrix, spread.contiguous())  # qr gives columns, of which kron takes no views
     signs = torch.randint(0, 2, (size,), generator=generator) * 2.0 - 1.0
     return (matrix * signs[:, None]).to(torch.float32)

@@ -9,37 +9,41 @@ import torch
 from torch import Tensor
 
 from flatlm.errors import RecipeError
-from flatlm.quantize.carried import SMALLEST_BLOCK_SCALE, IntegerRows, block_scales
+from flatlm.quantize.carried import IntegerRows, block_scales
 from flatlm.quantize.encode import SMALLEST_SCALE
 from flatlm.quantize.method import Rounding
 from flatlm.quantize.schemes import Scheme
 
 RATIOS = torch.linspace(1.0, 0.4, 25)
 """Of the scale that holds a group's largest weight: what the search tries. A lower one clips, and rounds the rest finer."""
-REFINEMENTS = 3
+REFINEMENTS = 2
 HALF_QUADRATIC_STEPS = 20
 SHRINK_POWER = 0.7
 """The p of the l_p norm that weighs large errors less (HQQ, Badri and Shaji 2023)."""
 
 
 def round_rows(rows: Tensor, scheme: Scheme, rounding: Rounding) -> IntegerRows:
-    """Rows [R, C] float32 by a rounding that needs no text, for a quantized scheme. A row's result depends on nothing else."""
-    allowed = Range.of(scheme)
+    """Rows [R, C] float32, all finite, by a rounding that needs no text, for a quantized scheme. A row's result depends on nothing else."""
     groups = rows.reshape(-1, scheme.block_size or rows.shape[1])
     match rounding:
         case "scale_search":
-            scales = search_scales(groups, allowed)
+            scales = search_scales(groups, scheme)
         case "half_quadratic":
-            scales = half_quadratic_scales(groups, allowed)
+            scales = half_quadratic_scales(groups, scheme)
         case _:
             raise RecipeError(f"rounding {rounding!r} is not one that needs no text")
-    scales = storable(scales, scheme)
-    return IntegerRows(round_to(groups, scales, allowed).to(torch.int8).reshape(rows.shape), scales.reshape(len(rows), -1))
+    integers = round_to(groups, scales, Range.of(scheme))
+    return IntegerRows(integers.to(torch.int8).reshape(rows.shape), scales.reshape(len(rows), -1))
 
 
 def storable(scales: Tensor, scheme: Scheme) -> Tensor:
-    """Scales as the file keeps them: float32 per channel, rounded to bfloat16 per block."""
-    return scales if scheme.block_size is None else block_scales(scales.clamp_min(SMALLEST_BLOCK_SCALE)).to(torch.float32)
+    """Scales as the file keeps them: float32 per channel, rounded to bfloat16 per block. RecipeError for one beyond float16."""
+    if scheme.block_size is None:
+        return scales
+    kept = block_scales(scales.clamp_min(SMALLEST_SCALE[torch.float16])).to(torch.float32)
+    if kept.isinf().any():
+        raise RecipeError("a block of weights needs a scale beyond float16 (65504); use a per-channel scheme")
+    return kept
 
 
 class Range(NamedTuple):
@@ -64,43 +68,46 @@ def round_to(groups: Tensor, scales: Tensor, integers: Range) -> Tensor:
     return (groups / scales[:, None]).round_().clamp_(*integers)
 
 
-def search_scales(groups: Tensor, allowed: Range, importance: Tensor | None = None) -> Tensor:
-    """Scales [N] of the least squared error, each column weighing as `importance` [g] or [N, g] says (the diagonal of a layer's Hessian).
+def search_scales(groups: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Tensor:
+    """Storable scales [N] of the least squared error; columns weigh as `importance` [g] or [N, g] says (the diagonal of a layer's Hessian).
 
-    The best of RATIOS, then by turns the nearest integers and the scale that suits them best, (w . q) / (q . q).
+    The best of RATIOS, then by turns the nearest integers and the scale that suits them best, (w . q) / (q . q). The scale that holds the
+    largest weight is among those tried, so that no group comes out worse than by rounding to the nearest.
     """
+    allowed = Range.of(scheme)
     weight = torch.ones(groups.shape[1]) if importance is None else importance
     largest = largest_scales(groups, allowed)
     best, least = largest, torch.full_like(largest, torch.inf)
     for ratio in RATIOS:
-        scales = largest * ratio
-        for _ in range(REFINEMENTS):
+        scales = storable(largest * ratio, scheme)
+        for _ in range(1 + REFINEMENTS):
             integers = round_to(groups, scales, allowed)
-            better = _least_squares(groups, integers, weight, scales)
-            error = ((groups - integers * better[:, None]).square_() * weight).sum(1)
-            best, least = torch.where(error < least, better, best), torch.minimum(error, least)
-            scales = better
+            error = ((groups - integers * scales[:, None]).square_() * weight).sum(1)
+            best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+            scales = storable(_least_squares(groups, integers, weight, scales), scheme)
     return best
 
 
-def half_quadratic_scales(groups: Tensor, allowed: Range) -> Tensor:
-    """Scales [N] that make the l_p norm (p < 1) of the error small: outliers weigh less than under least squares.
+def half_quadratic_scales(groups: Tensor, scheme: Scheme) -> Tensor:
+    """Storable scales [N] that make the l_p norm (p < 1) of the error small: outliers weigh less than under least squares.
 
     Half-quadratic splitting as HQQ has it, for a scale in the place of a zero point: by turns the integers, the part of the error that is
     let go (a generalised soft threshold), and the scale that fits the rest.
     """
-    scales = search_scales(groups, allowed)
-    best, least = scales, _power(groups - round_to(groups, scales, allowed) * scales[:, None])
+    allowed = Range.of(scheme)
+    scales = search_scales(groups, scheme)
+    best, least = scales, torch.full_like(scales, torch.inf)
     spread = groups.square().mean(1, keepdim=True).sqrt().clamp_min(SMALLEST_SCALE[torch.float32])
     beta = 10.0
-    for _ in range(HALF_QUADRATIC_STEPS):
+    for _ in range(1 + HALF_QUADRATIC_STEPS):
+        kept = storable(scales, scheme)  # judged as it is stored, and searched on as it is
+        loss = _power(groups - round_to(groups, kept, allowed) * kept[:, None])
+        best, least = torch.where(loss < least, kept, best), torch.minimum(loss, least)
         integers = round_to(groups, scales, allowed)
         error = (groups - integers * scales[:, None]) / spread
         size = error.abs().clamp_min(1e-12)
         let_go = error.sign() * (size - size.pow(SHRINK_POWER - 1) / beta).clamp_min(0.0) * spread
         scales = _least_squares(groups - let_go, integers, torch.ones(groups.shape[1]), scales)
-        loss = _power(groups - round_to(groups, scales, allowed) * scales[:, None])
-        best, least = torch.where(loss < least, scales, best), torch.minimum(loss, least)
         beta *= 1.2
     return best
 

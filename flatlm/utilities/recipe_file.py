@@ -19,7 +19,7 @@ def read_recipe(path: Path) -> Recipe:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise RecipeError(f"{path} is not a recipe: {error}") from error
     try:
         return Recipe.from_dict(data)

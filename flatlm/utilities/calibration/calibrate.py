@@ -20,7 +20,7 @@ from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
 from flatlm.utilities.calibration import migrate
 from flatlm.utilities.calibration.rotate import obstacle, rotate
-from flatlm.utilities.calibration.sources import Changed, Scratch, Searched
+from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, read_rows
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
 from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
 from flatlm.utilities.calibration.text import CalibrationText
@@ -45,12 +45,23 @@ def needs_text(recipe: Recipe, names: Sequence[str]) -> bool:
     return recipe.method.needs_text or any(_lacks_ranges(recipe, name) for name in names)
 
 
-def require_possible(config: ModelConfig, recipe: Recipe) -> None:
+def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
     """RecipeError where the recipe's method does not suit the model; before any weight is read."""
-    if recipe.method.rotate and (reason := obstacle(config)) is not None:
-        raise RecipeError(
-            f"recipe {recipe.name!r} rotates the residual stream, which this model does not allow: {reason}; use a recipe that does not"
-        )
+    if recipe.method.rotate:
+        reason = obstacle(config)
+        kept = [name for name, source in sources.items() if _kept(source, recipe.scheme_for(name, source.shape))]
+        if reason is None and kept:
+            reason = f"the checkpoint holds {kept[0]} as integers, which it would lose"
+        if reason is not None:
+            raise RecipeError(
+                f"recipe {recipe.name!r} rotates the residual stream, which this model does not allow: {reason}; use a recipe that does not"
+            )
+    for name in ("embedding.weight", "position_embedding.weight", "lm_head.weight"):
+        if name in sources and _lacks_ranges(recipe, name):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {name} cannot have static activations, which a table does not read, and whose one scale would "
+                "round all logits to nothing: give it dynamic_int8"
+            )
 
 
 def with_assumed_ranges(recipe: Recipe, names: Sequence[str]) -> Recipe:
@@ -77,6 +88,7 @@ def calibrate_checkpoint(
 
     Raises RecipeError where the method does not suit the model, CheckpointError for weights that are not finite.
     """
+    require_possible(config, sources, recipe)
     found = rotate(config, sources) if recipe.method.rotate else dict(sources)
     if needs_text(recipe, list(sources)):
         if text is None:
@@ -102,12 +114,12 @@ def _kept(source: WeightSource, scheme: Scheme) -> bool:
 
 
 def _searched(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
-    scheme = recipe.scheme_for(name, source.shape)
-    if not _of_four_bits(scheme) or _kept(source, scheme):
+    """The weight with its integers searched, where the method says so; what GPTQ does not solve for (tables) gets the best scales."""
+    scheme, rounding = recipe.scheme_for(name, source.shape), recipe.method.rounding
+    if rounding == "nearest" or not _of_four_bits(scheme) or _kept(source, scheme):
         return source
-    rounding = recipe.method.rounding if recipe.method.rounding in ("scale_search", "half_quadratic") else "scale_search"
     scheme.check(name, source.shape)
-    return Searched(source, scheme, rounding)
+    return Searched(source, scheme, "scale_search" if rounding == "gptq" else rounding)
 
 
 def _as_stored(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
@@ -161,7 +173,6 @@ class _Calibration:
     def _block(self, layer: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         prefix = f"blocks.{layer}"
         exact = self.exact.block(layer)
-        _require_finite(exact, prefix, self.sources)
         self._migrate(exact, prefix, y if self.solving else x)
         for name, _ in exact.named_parameters():
             full = f"{prefix}.{name}"
@@ -172,19 +183,24 @@ class _Calibration:
 
     def _migrate(self, block: Block, prefix: str, y: Tensor) -> None:
         method = self.recipe.method
-        if method.migrate:
-            for pair in (*migrate.norm_pairs(block), *migrate.inner_pairs(block)):
-                schemes = [self._scheme(f"{prefix}.{name}.weight") for name in pair.reads]
-                weights = [linears(block)[name].weight.data for name in pair.reads]
-                rounded = [pair_of for pair_of in zip(weights, schemes, strict=True) if _of_four_bits(pair_of[1])]
-                if rounded:
-                    seen = self._statistics(block, y, [pair.reads[0]])[pair.reads[0]]
-                    migrate.apply(block, pair, migrate.search(rounded, seen.hessian, seen.size, pair), prefix, self.sources)
-        elif method.smooth is not None:
-            for pair in migrate.norm_pairs(block):
-                weights = [linears(block)[name].weight.data for name in pair.reads]
-                seen = self._statistics(block, y, [pair.reads[0]])[pair.reads[0]]
-                migrate.apply(block, pair, migrate.smooth(weights, seen.peak, method.smooth, pair), prefix, self.sources)
+        if not method.migrate and method.smooth is None:
+            return
+        for pair in (*migrate.norm_pairs(block), *(migrate.inner_pairs(block) if method.migrate else ())):
+            weights = [(linears(block)[name].weight.data, self._scheme(f"{prefix}.{name}.weight")) for name in pair.reads]
+            rounded = [(weight, scheme) for weight, scheme in weights if _of_four_bits(scheme)]
+            if self._holds_integers(prefix, pair) or (method.migrate and not rounded):
+                continue
+            seen = self._statistics(block, prefix, y, [pair.reads[0]])[pair.reads[0]]
+            if method.smooth is None:
+                scales = migrate.search(rounded, seen.hessian, seen.size, pair)
+            else:
+                scales = migrate.smooth([weight for weight, _ in weights], seen.peak, method.smooth, pair)
+            migrate.apply(block, pair, scales, prefix, self.sources)
+
+    def _holds_integers(self, prefix: str, pair: migrate.Pair) -> bool:
+        """Whether the checkpoint's own integers are kept for a weight of the pair: moving scales would lose them."""
+        names = [*(f"{prefix}.{name}.weight" for name in pair.reads), *(f"{prefix}.{name}" for name in pair.gives)]
+        return any(_kept(self.sources[name], self._scheme(name)) for name in names)
 
     def _solve(self, exact: Block, prefix: str, x: Tensor, y: Tensor) -> Tensor:
         """Integers for the block's weights, each after those before it; returns what the block then makes of y."""
@@ -195,7 +211,7 @@ class _Calibration:
             if self._scheme(f"{prefix}.{name}.weight").compute == "dynamic"
         ]
         for names in self._stages(exact):
-            statistics = self._statistics(block, y, names, exact, x)
+            statistics = self._statistics(block, prefix, y, names, (exact, x))
             for name in names:
                 full = f"{prefix}.{name}.weight"
                 source, scheme, module = self.sources[full], self._scheme(full), linears(block)[name]
@@ -212,19 +228,26 @@ class _Calibration:
         return y
 
     def _stages(self, block: Block) -> Iterator[list[str]]:
-        """The projections in the order in which they are reached; those that read nothing of one another together, in HESSIAN_BYTES."""
-        names = [name for name in linears(block) if name.startswith("feed_forward.") and not name.endswith(".router")]
-        first = [name for name in names if not name.endswith(".down")]
-        for stage in (["attention.qkv"], ["attention.output"], first, [name for name in names if name.endswith(".down")]):
-            room = max(1, HESSIAN_BYTES // (8 * linears(block)[stage[0]].weight.shape[1] ** 2))
+        """The projections in the order in which they are reached; those that read nothing of one another together, in HESSIAN_BYTES.
+
+        A router comes before the experts, whose inputs are weighted by what it says.
+        """
+        names = [name for name in linears(block) if name.startswith("feed_forward.")]
+        routers = [name for name in names if name.endswith(".router")]
+        last = [name for name in names if name.endswith(".down")]
+        first = [name for name in names if name not in routers and name not in last]
+        for stage in (["attention.qkv"], ["attention.output"], routers, first, last):
+            room = max(1, HESSIAN_BYTES // (8 * linears(block)[stage[0]].weight.shape[1] ** 2)) if stage else 1
             for start in range(0, len(stage), room):
                 yield stage[start : start + room]
 
     def _statistics(
-        self, block: Block, y: Tensor, names: Sequence[str], exact: Block | None = None, x: Tensor | None = None
+        self, block: Block, prefix: str, y: Tensor, names: Sequence[str], against: tuple[Block, Tensor] | None = None
     ) -> dict[str, InputStatistics]:
-        against = None if exact is None or x is None else (exact, x)
-        return gather(self.exact, block, y, names, self.text.valid, against)
+        found = gather(self.exact, block, y, names, self.text.valid, against)
+        for name, seen in found.items():
+            _require_finite(f"{prefix}.{name}.weight", seen)
+        return found
 
     def _run_exact(self, block: Block, prefix: str, x: Tensor) -> Tensor:
         """What the exact block makes of x; the ranges of its static projections are noted on the way."""
@@ -260,24 +283,20 @@ class _Calibration:
         source, scheme = self.sources[name], self._scheme(name)
         if not self.solving:
             self.chosen[name] = _searched(name, source, self.recipe)
-        if not _of_four_bits(scheme) or not self.solving or _kept(source, scheme):
-            if self.measuring and _lacks_ranges(self.recipe, name):
-                raise RecipeError(
-                    f"recipe {self.recipe.name!r}: the head ({name}) cannot have static activations, since one scale for all logits "
-                    "would round them to nothing: give it dynamic_int8"
-                )
+        if not self.solving or not _of_four_bits(scheme) or _kept(source, scheme):
             return
         statistics, valid = InputStatistics.empty(source.shape[1], missing=True), self.text.valid
         for rows, read, exact in zip(row_slices(len(y)), self.exact.head_inputs(y), self.exact.head_inputs(x), strict=True):
             counted = _int8_rows(read[valid[rows]]) if scheme.compute == "dynamic" else read[valid[rows]]
             statistics.add(counted, exact[valid[rows]])
         seen = statistics.finish()
+        _require_finite(name, seen)
         assert seen.missing is not None
         if self.config.tied_head:  # the table is looked up as well, where each row's error counts as it is
             seen.hessian += torch.eye(len(seen.hessian)) * (LOOKUP_SHARE * seen.hessian.diagonal().mean())
         solved = []
         for start in range(0, source.shape[0], step := max(1, (1 << 24) // source.shape[1])):
-            weight = source.rows(start, min(start + step, source.shape[0])).to(torch.float32)
+            weight = read_rows(source, start, min(start + step, source.shape[0]))
             target = gptq.carry_error(weight, seen.hessian, seen.missing)
             solved.append(gptq.solve(target, seen.hessian, scheme).rows)
         self.chosen[name] = self.scratch.keep(source, scheme, concatenate(solved))
@@ -299,14 +318,14 @@ def _int8_rows(x: Tensor) -> Tensor:
 def _range(name: str, values: Tensor) -> ActivationRange:
     low, high = torch.aminmax(values)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise CheckpointError(f"calibration: what {name} reads or gives is not finite: the checkpoint's weights overflow on this text")
+        raise _overflow(name)
     return ActivationRange(low.item(), high.item())
 
 
-def _require_finite(block: Block, prefix: str, sources: Mapping[str, WeightSource]) -> None:
-    for name, parameter in block.named_parameters():
-        bad = ~torch.isfinite(parameter).reshape(parameter.shape[0], -1).all(1)
-        if bad.any():
-            row = int(bad.to(torch.int8).argmax())
-            where = sources[f"{prefix}.{name}"].origin(row)
-            raise CheckpointError(f"{where} holds NaN or infinity (weight {prefix}.{name}, row {row}): repair the checkpoint")
+def _require_finite(name: str, seen: InputStatistics) -> None:
+    if not (seen.hessian.isfinite().all() and (seen.missing is None or seen.missing.isfinite().all())):
+        raise _overflow(name)
+
+
+def _overflow(name: str) -> CheckpointError:
+    return CheckpointError(f"calibration: what {name} reads or gives is not finite: the checkpoint's weights overflow on this text")

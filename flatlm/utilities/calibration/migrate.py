@@ -83,7 +83,7 @@ def search(weights: Sequence[tuple[Tensor, Scheme]], hessian: Tensor, amplitude:
     amplitude = _shared(amplitude, pair)
     best, least = torch.ones_like(amplitude), torch.inf
     for exponent in EXPONENTS:
-        scales = _bounded(amplitude.clamp_min(1e-8) ** exponent)
+        scales = _bounded(_above_zero(amplitude) ** exponent)
         error = sum(_rounding_error(weight, scales, hessian, scheme) for weight, scheme in weights)
         if error < least:
             best, least = scales, error
@@ -93,7 +93,7 @@ def search(weights: Sequence[tuple[Tensor, Scheme]], hessian: Tensor, amplitude:
 def smooth(weights: Sequence[Tensor], peak: Tensor, exponent: float, pair: Pair) -> Tensor:
     """SmoothQuant's scales [C] for weights that read inputs of at most `peak` [C]."""
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    return _bounded(_shared(peak.clamp_min(1e-8) ** exponent / largest.clamp_min(1e-8) ** (1 - exponent), pair))
+    return _bounded(_shared(_above_zero(peak) ** exponent / _above_zero(largest) ** (1 - exponent), pair))
 
 
 def _after_norm(name: str, norm: NormConfig | None, reads: tuple[str, ...]) -> Iterator[Pair]:
@@ -121,10 +121,15 @@ def _one_of_group(scales: Tensor, folded: tuple[int, int, int]) -> Tensor:
     return scales.reshape(folded)[:, 0].reshape(-1)
 
 
+def _above_zero(values: Tensor) -> Tensor:
+    """Sizes of channels, those that are hardly used taken for larger: they would only set the spread."""
+    return values.clamp_min(max(float(values.max()) / LARGEST_SPREAD, 1e-8))
+
+
 def _bounded(scales: Tensor) -> Tensor:
     """About 1, and within LARGEST_SPREAD of one another."""
-    scales = scales / (scales.max() * scales.min()).sqrt()
-    return scales.clamp(LARGEST_SPREAD**-0.5, LARGEST_SPREAD**0.5)
+    scales = scales.clamp_min(scales.max() / LARGEST_SPREAD)
+    return scales / (scales.max() * scales.min()).sqrt()
 
 
 def _rounding_error(weight: Tensor, scales: Tensor, hessian: Tensor, scheme: Scheme) -> float:

@@ -5,6 +5,7 @@ becomes 1, since the root mean square of x R is that of x); what writes to it ge
 QuaRot, Ashkboos et al. 2024 (section 3); SliceGPT, Ashkboos et al. 2024 (equation 2).
 """
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 from flatlm.convert.weights import WeightSource
 from flatlm.layers.config import BlockConfig, MixtureConfig, ModelConfig, NormConfig, NormKind
 from flatlm.quantize.rotation import random_hadamard
-from flatlm.utilities.calibration.sources import Changed, Values
-from flatlm.utilities.calibration.stream import read_whole
+from flatlm.utilities.calibration.sources import Changed, Values, read_whole
 
 
 def obstacle(config: ModelConfig) -> str | None:
@@ -82,6 +82,7 @@ class _Turned:
 
     def __init__(self, source: WeightSource, matrix: Tensor) -> None:
         self.source, self.matrix = source, matrix
+        self._lock = threading.Lock()
         self._whole: Tensor | None = None
         self._left = 0
 
@@ -90,13 +91,13 @@ class _Turned:
         return self.source.shape
 
     def rows(self, start: int, stop: int) -> Tensor:
-        whole = self._whole
-        if whole is None:
-            whole = self._whole = self.matrix.T @ read_whole(self.source)
-            self._left = self.shape[0]
-        self._left -= stop - start
-        if self._left <= 0:
-            self._whole = None
+        with self._lock:
+            if self._whole is None:
+                self._whole, self._left = self.matrix.T @ read_whole(self.source), self.shape[0]
+            whole = self._whole
+            self._left -= stop - start
+            if self._left <= 0:
+                self._whole = None
         return whole[start:stop]
 
     def origin(self, row: int) -> str:

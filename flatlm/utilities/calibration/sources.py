@@ -13,10 +13,26 @@ import torch
 from torch import Tensor
 
 from flatlm.convert.weights import WeightSource, write_all
+from flatlm.errors import CheckpointError
 from flatlm.quantize.carried import IntegerRows, StoredIntegers
 from flatlm.quantize.method import Rounding
 from flatlm.quantize.scale_search import round_rows
 from flatlm.quantize.schemes import BITS, Scheme
+
+
+def read_rows(source: WeightSource, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) as float32. CheckpointError, which names their file and tensor, where they are not finite."""
+    rows = source.rows(start, stop).to(torch.float32)
+    bad = ~torch.isfinite(rows).reshape(len(rows), -1).all(1)
+    if bad.any():
+        origin = source.origin(start + int(bad.to(torch.int8).argmax()))
+        raise CheckpointError(f"{origin} holds NaN or infinity, which cannot be calibrated: repair the checkpoint")
+    return rows
+
+
+def read_whole(source: WeightSource) -> Tensor:
+    """All of a weight, as `read_rows` has it."""
+    return read_rows(source, 0, source.shape[0])
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ class Searched(_Chosen):
     rounding: Rounding
 
     def integer_rows(self, start: int, stop: int) -> IntegerRows:
-        return round_rows(self.source.rows(start, stop).to(torch.float32), self.scheme, self.rounding)
+        return round_rows(read_rows(self.source, start, stop), self.scheme, self.rounding)
 
 
 @dataclass(frozen=True)

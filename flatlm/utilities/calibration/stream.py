@@ -13,13 +13,17 @@ from flatlm.layers.kv_cache import CacheGeometry, KVCache
 from flatlm.layers.linear import Linear
 from flatlm.layers.mixture import Mixture
 from flatlm.layers.model import build_on_meta
+from flatlm.utilities.calibration.sources import read_rows, read_whole
 
 ROWS_AT_ONCE = 4
 """Rows of text that go through a block together."""
 
 
 class ModelStream:
-    """The pieces of a model, over rows of text of one length T. `sources` are its parameters by name, read when they are needed."""
+    """The pieces of a model, over rows of text of one length T. `sources` are its parameters by name, read when they are needed.
+
+    Reading raises CheckpointError for a weight that is not finite.
+    """
 
     def __init__(self, config: ModelConfig, sources: Mapping[str, WeightSource], length: int) -> None:
         self.config, self.sources = config, sources
@@ -94,18 +98,13 @@ class ModelStream:
         """Rows of the embedding for ascending ids [n], float32 [n, D]."""
         source = self.sources["embedding.weight"]
         runs = torch.tensor_split(ids, torch.nonzero(ids.diff() > 1)[:, 0] + 1)
-        return torch.cat([source.rows(int(run[0]), int(run[-1]) + 1).to(torch.float32) for run in runs])
+        return torch.cat([read_rows(source, int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def row_slices(rows: int) -> Iterator[slice]:
     """ROWS_AT_ONCE rows after the other."""
     for start in range(0, rows, ROWS_AT_ONCE):
         yield slice(start, min(start + ROWS_AT_ONCE, rows))
-
-
-def read_whole(source: WeightSource) -> Tensor:
-    """All of a weight, float32."""
-    return source.rows(0, source.shape[0]).to(torch.float32)
 
 
 def linears(block: nn.Module) -> dict[str, Linear]:

@@ -16,7 +16,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -43,6 +43,7 @@ from flatlm.errors import FlatlmError
 from flatlm.generative.evaluate import RunningFile, chunk_length, measure, read_documents, text_pieces
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
+from flatlm.quantize.method import Method
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import Piece
@@ -53,6 +54,18 @@ from flatlm.utilities.tokenizer import Tokenizer
 PREFILL = 128
 CONTEXT = 512
 Figures = dict[str, Any]
+METHODS = {
+    ("dynamic_int4_block32", "half-quadratic"): Method("half_quadratic"),
+    ("dynamic_int4_channel", "half-quadratic"): Method("half_quadratic"),
+    ("dynamic_int4_channel", "AWQ alone"): Method("scale_search", migrate=True),
+    ("calibrated_int4_channel", "with AWQ"): Method("gptq", migrate=True),
+    ("calibrated_int4_channel", "rotated"): Method("gptq", rotate=True),
+    ("calibrated_int4_block32", "with AWQ"): Method("gptq", migrate=True),
+    ("calibrated_int4_block32", "rotated"): Method("gptq", rotate=True),
+    ("static_int8", "SmoothQuant 0.5"): Method(smooth=0.5),
+    ("static_int8", "rotated"): Method(rotate=True),
+}
+"""Other methods for the same bits, by recipe."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,8 @@ def entries() -> Iterator[tuple[str, Callable[[Case], Figures]]]:
     """Every line of the table: its label, and what measures it."""
     for recipe in RECIPES.values():
         yield f"flatlm {recipe.name}", partial(ours, recipe=recipe)
+    for (name, words), method in METHODS.items():
+        yield f"flatlm {name}, {words}", partial(ours, recipe=replace(RECIPES[name], method=method))
     for edge in EDGE_RUNS:
         yield edge.label, partial(by_edge_quantizer, run=edge)
     for ggml in GGML_RUNS:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from flatlm.errors import RecipeError
+from flatlm.quantize.schemes import Scheme
 
 Rounding = Literal["nearest", "scale_search", "half_quadratic", "gptq"]
 
@@ -48,6 +49,10 @@ class Method:
     def needs_text(self) -> bool:
         """Whether it looks at activations, so that calibration text is needed."""
         return self.rounding == "gptq" or self.migrate or self.smooth is not None
+
+    def searches(self, scheme: Scheme) -> bool:
+        """Whether it chooses the integers of weights of this scheme: those of 4 bits. int8 is rounded to the nearest, as ever."""
+        return self.rounding != "nearest" and scheme.storage == "int4"
 
 
 PLAIN = Method()

@@ -29,8 +29,8 @@ from torchao.quantization.quant_primitives import MappingType
 from flatlm.errors import RecipeError
 from flatlm.quantize.activations import HIGHEST, LOWEST, ActivationRange, LayerRanges
 from flatlm.quantize.encode import encode, unpack
-from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import LAYER_KINDS, Recipe
+from flatlm.quantize.scale_search import Range, round_rows
 from flatlm.quantize.schemes import Scheme
 from flatlm.quantize.weight_names import weight_names
 
@@ -69,10 +69,10 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]
     """
 
     def __init__(self, recipe: Recipe, *modules: nn.Module) -> None:
-        """RecipeError where a pattern that names weights decides none of the modules', or integers are to be chosen by a method."""
-        if recipe.method != PLAIN:
+        """RecipeError where a pattern that names weights decides none of the modules', or a method needs more than the weights."""
+        if recipe.method.needs_text or recipe.method.rotate:
             raise RecipeError(
-                f"recipe {recipe.name!r}: its method ({recipe.method}) is for `flatlm export`; PT2E rounds to the nearest only"
+                f"recipe {recipe.name!r}: its method ({recipe.method}) looks at a whole checkpoint, and is for `flatlm export`"
             )
         self.recipe = recipe
         self.weights: dict[str, _Weight] = {}
@@ -187,13 +187,18 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]
         """The weight by its scheme; encoded once, whichever graphs ask for it."""
         if key not in self.stored:
             weight = self.weights[key]
-            encoded = encode(weight.tensor.detach(), weight.scheme)
-            if encoded.scales is None:
-                self.stored[key] = StoredWeight(torch.from_numpy(encoded.data), None)
-            else:
-                scales = torch.from_numpy(encoded.scales).to(torch.float32).reshape(weight.tensor.shape[0], -1)
-                self.stored[key] = StoredWeight(unpack(encoded, weight.scheme), scales)
+            self.stored[key] = self._stored(weight.tensor.detach(), weight.scheme)
         return self.stored[key]
+
+    def _stored(self, values: Tensor, scheme: Scheme) -> StoredWeight:
+        if self.recipe.method.searches(scheme):
+            rows = round_rows(values, scheme, self.recipe.method.rounding)
+            return StoredWeight(rows.integers, rows.scales)
+        encoded = encode(values, scheme)
+        if encoded.scales is None:
+            return StoredWeight(torch.from_numpy(encoded.data), None)
+        scales = torch.from_numpy(encoded.scales).to(torch.float32).reshape(len(values), -1)
+        return StoredWeight(unpack(encoded, scheme), scales)
 
 
 class WeightObserver(AffineQuantizedObserverBase):  # type: ignore[misc]
@@ -227,7 +232,7 @@ class WeightObserver(AffineQuantizedObserverBase):  # type: ignore[misc]
                 scales, zeros = self.calculate_qparams()
                 block = (1, stored.values.shape[1] // scales.shape[1])
                 scale, zero = _buffer(model, f"{name}_scales", scales), _buffer(model, f"{name}_zeros", zeros)
-                arguments = (values, block, scale, zero, torch.int8, -scheme.levels, scheme.levels)
+                arguments = (values, block, scale, zero, torch.int8, *Range.of(scheme))
                 wide = model.graph.call_function(DEQUANTIZE_WEIGHT, arguments, {"output_dtype": torch.float32})
         wide.meta = {key: value for key, value in observer_node.meta.items() if key != Q_ANNOTATION_KEY}
         observer_node.replace_all_uses_with(wide)

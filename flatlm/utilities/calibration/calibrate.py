@@ -116,7 +116,7 @@ def _kept(source: WeightSource, scheme: Scheme) -> bool:
 def _searched(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
     """The weight with its integers searched, where the method says so; what GPTQ does not solve for (tables) gets the best scales."""
     scheme, rounding = recipe.scheme_for(name, source.shape), recipe.method.rounding
-    if rounding == "nearest" or not _of_four_bits(scheme) or _kept(source, scheme):
+    if not recipe.method.searches(scheme) or _kept(source, scheme):
         return source
     scheme.check(name, source.shape)
     return Searched(source, scheme, "scale_search" if rounding == "gptq" else rounding)

@@ -37,6 +37,7 @@ def table() -> str:
     lines = []
     for recipe in RECIPES.values():
         lines += [f"{recipe.name} (_{recipe.suffix})", f"  {recipe.summary}", f"  warning: {recipe.warning}", f"  {recipe.bound}"]
+        lines += [f"  {recipe.method}"] if recipe.method != Method() else []
         lines += [f"  {rule.pattern:20} {rule.scheme_name}" for rule in recipe.rules]
         lines += [f"    {name:40} -> {recipe.scheme_for(name).name}" for name in [*MATRICES, *ALWAYS_FLOAT]]
     lines += [str(scheme) for scheme in SCHEMES.values()]
@@ -55,9 +56,15 @@ def test_names_and_suffixes() -> None:
         "fp16": "fp16",
         "dynamic_int8": "q8",
         "weight_only_int8": "q8_wo",
+        "static_int8": "q8_static",
         "dynamic_int4_block32": "q4_block32",
         "dynamic_int4_block128": "q4_block128",
         "dynamic_int4_channel": "q4_channel",
+        "searched_int4_block32": "q4_block32_s",
+        "searched_int4_channel": "q4_channel_s",
+        "calibrated_int4_block32": "q4_block32_c",
+        "calibrated_int4_block128": "q4_block128_c",
+        "calibrated_int4_channel": "q4_channel_c",
     }
     assert all(name == recipe.name for name, recipe in RECIPES.items())
     assert set(BOUNDS) == set(SCHEMES)
@@ -74,9 +81,15 @@ def test_one_dimension_stays_float32_where_the_shape_is_known() -> None:
     assert recipe.scheme_for("blocks.0.attention.sinks", [32, 32]).name == "dynamic_int8"
 
 
-def test_only_the_per_channel_int4_recipe_warns_and_is_measured_only() -> None:
-    assert [name for name, recipe in RECIPES.items() if recipe.warning] == ["dynamic_int4_channel"]
-    assert [name for name, recipe in RECIPES.items() if recipe.bound.measured_only] == ["dynamic_int4_channel"]
+def test_per_channel_int4_without_calibration_warns_and_is_measured_only() -> None:
+    unsafe = ["dynamic_int4_channel", "searched_int4_channel"]
+    assert [name for name, recipe in RECIPES.items() if recipe.warning] == unsafe
+    assert [name for name, recipe in RECIPES.items() if recipe.bound.measured_only] == ["static_int8", *unsafe]
+
+
+def test_what_needs_text_says_so_in_its_name() -> None:
+    assert {name for name, recipe in RECIPES.items() if recipe.method.needs_text} == {name for name in RECIPES if name[:4] == "cali"}
+    assert {name for name, recipe in RECIPES.items() if recipe.method == Method("scale_search")} == {n for n in RECIPES if n[:4] == "sear"}
 
 
 def custom(*rules: tuple[str, str], **changes: Any) -> Recipe:

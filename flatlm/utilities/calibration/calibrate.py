@@ -14,13 +14,13 @@ from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize import gptq
 from flatlm.quantize.activations import ActivationRange, LayerRanges
-from flatlm.quantize.carried import concatenate
+from flatlm.quantize.carried import IntegerRows, concatenate
 from flatlm.quantize.encode import decode, encode
 from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
 from flatlm.utilities.calibration import migrate
 from flatlm.utilities.calibration.rotate import obstacle, rotate
-from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, read_rows
+from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, read_rows, read_whole
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
 from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
 from flatlm.utilities.calibration.text import CalibrationText
@@ -217,11 +217,9 @@ class _Calibration:
                 source, scheme, module = self.sources[full], self._scheme(full), linears(block)[name]
                 seen = statistics.pop(name)
                 if _of_four_bits(scheme) and not _kept(source, scheme):
-                    assert seen.missing is not None
-                    target = gptq.carry_error(module.weight.data, seen.hessian, seen.missing)
-                    self.chosen[full] = self.scratch.keep(source, scheme, gptq.solve(target, seen.hessian, scheme).rows)
-                stored = _as_stored(full, self.chosen[full], self.recipe)
-                module.weight.data = stored.rows(0, source.shape[0]).to(torch.float32)
+                    self.chosen[full] = self.scratch.keep(source, scheme, _solved(full, source, module.weight, seen, scheme))
+                stored = read_whole(_as_stored(full, self.chosen[full], self.recipe))
+                module.weight = torch.nn.Parameter(stored, requires_grad=False)  # not .data: the source may know nothing of inference mode
         y = self.exact.run(block, y)
         for handle in handles:
             handle.remove()
@@ -291,20 +289,27 @@ class _Calibration:
             statistics.add(counted, exact[valid[rows]])
         seen = statistics.finish()
         _require_finite(name, seen)
-        assert seen.missing is not None
         if self.config.tied_head:  # the table is looked up as well, where each row's error counts as it is
             seen.hessian += torch.eye(len(seen.hessian)) * (LOOKUP_SHARE * seen.hessian.diagonal().mean())
         solved = []
         for start in range(0, source.shape[0], step := max(1, (1 << 24) // source.shape[1])):
             weight = read_rows(source, start, min(start + step, source.shape[0]))
-            target = gptq.carry_error(weight, seen.hessian, seen.missing)
-            solved.append(gptq.solve(target, seen.hessian, scheme).rows)
+            solved.append(_solved(name, source, weight, seen, scheme))
         self.chosen[name] = self.scratch.keep(source, scheme, concatenate(solved))
 
     def _scheme(self, name: str) -> Scheme:
         scheme = self.recipe.scheme_for(name, self.sources[name].shape)
         scheme.check(name, self.sources[name].shape)
         return scheme
+
+
+def _solved(name: str, source: WeightSource, weight: Tensor, seen: InputStatistics, scheme: Scheme) -> IntegerRows:
+    """Integers of a weight [R, C], or of some of its rows, that also make good what was lost before it."""
+    assert seen.missing is not None
+    try:
+        return gptq.solve(gptq.carry_error(weight, seen.hessian, seen.missing), seen.hessian, scheme).rows
+    except RecipeError as error:
+        raise RecipeError(f"{source.origin(0)} (weight {name}): {error}") from error
 
 
 def _int8_rows(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def tiny(*, dim: int = 64, **how: object) -> Decoder:
     size = torch.logspace(-1, 1, dim)[torch.randperm(dim, generator=torch.Generator().manual_seed(9))]
     for name, parameter in model.named_parameters():
         if name.endswith("_norm.weight") and len(parameter) == dim:
-            parameter.data = parameter.data * size
+            parameter.data = parameter.data * (0.1 if name.startswith("final") else size)
     return model
 
 

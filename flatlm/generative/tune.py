@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.errors import ExportError, RecipeError, TextError
+from flatlm.errors import ExportError, OutputError, RecipeError, TextError
 from flatlm.generative.evaluate import evaluate
 from flatlm.quantize.knapsack import Choice, Option, front, within
 from flatlm.quantize.recipes import Recipe, get_recipe
+from flatlm.quantize.schemes import get_scheme
 from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import read_documents
-from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export
+from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export, require_suffix
 from flatlm.utilities.recipe_file import write_recipe
 from flatlm.utilities.tuning.sensitivity import Costs, Sensitivity, SensitivityFile
-from flatlm.utilities.tuning.units import SEARCHED, matrix_parameters, recipe_of, size, stored_bytes, units
+from flatlm.utilities.tuning.units import SEARCHED, matrix_parameters, possible, recipe_of, size, stored_bytes, units
 
 SENSITIVITY_TOKENS = 2048
 JUDGED_TOKENS = 2000
@@ -86,14 +87,18 @@ def tune(
     """
     if request.calibration is None:
         raise RecipeError("a search needs calibration text: give a .txt, .json or .jsonl file with --calibration")
-    work = work or request.output.with_name(f"{request.output.stem}.tune")
-    work.mkdir(parents=True, exist_ok=True)
+    require_suffix(request.output)
     learned, judged = _split(read_documents(request.calibration))
+    work = work or request.output.with_name(f"{request.output.stem}.tune")
     text_file = work / "calibration.json"
-    _write_json(text_file, learned)
     request = replace(request, calibration=text_file, recipe=get_recipe("calibrated_int4_channel"))
     with open_checkpoint(request.checkpoint, lora=request.lora) as checkpoint:
         plan = plan_export(checkpoint, replace(request, recipe=get_recipe("none")))
+        _require_possible(plan, budget, schemes)
+        if not work.parent.is_dir():
+            raise OutputError(f"{work.parent} is not a directory: make it, or choose another output")
+        work.mkdir(exist_ok=True)
+        _write_json(text_file, learned)
         text = read_text(
             text_file,
             request.checkpoint,
@@ -109,6 +114,25 @@ def tune(
     write_recipe(recipe_file, best.recipe)
     report = export(replace(request, recipe=best.recipe), prove=prove, progress=progress)
     return TuneReport(best, recipe_file, tuple(search.judge.candidates), tuple(search.front), report)
+
+
+def _require_possible(plan: ExportPlan, budget: Budget, schemes: Sequence[str]) -> None:
+    """ExportError where even the smallest choice is beyond the budget; before anything is measured."""
+    sources = plan.weights.weights
+    least = _outside_units(plan) + sum(
+        min(size(unit, scheme, sources) for scheme in possible(unit, schemes, sources)) for unit in units(plan.config)
+    )
+    most = budget.max_size if budget.bits is None else int(budget.bits * matrix_parameters(sources) / 8)
+    if most is not None and most < least:
+        bits = 8 * least / matrix_parameters(sources)
+        raise ExportError(f"the budget, {budget}, cannot be kept: the weights alone take {least / 1e6:.3f} MB, {bits:.2f} bits each")
+
+
+def _outside_units(plan: ExportPlan) -> int:
+    """Bytes of the matrices that no unit has: routers, tables of positions."""
+    inside = {weight for unit in units(plan.config) for weight in unit.weights}
+    rest = [source.shape for name, source in plan.weights.weights.items() if name not in inside and len(source.shape) == 2]
+    return sum(stored_bytes(get_scheme("dynamic_int8"), shape) for shape in rest)
 
 
 def _sensitivities(
@@ -178,6 +202,8 @@ class _Judged:
             recipe, int(kept["file_bytes"]), weight_bytes, predicted, kept["mean_kl"], kept["perplexity"], kept["top1_agreement"]
         )
         self.candidates.append(candidate)
+        if self.progress is not None:
+            self.progress("candidates", len(self.candidates), max(len(self.candidates), MOST_TRIES))
         return candidate
 
 
@@ -193,7 +219,7 @@ class _Search:
         if self.budget.max_kl is not None:
             return self._smallest(self.budget.max_kl)
         if self.budget.bits is not None:
-            room = int(self.budget.bits * matrix_parameters(self.sources) / 8) - self._outside_units()
+            room = int(self.budget.bits * matrix_parameters(self.sources) / 8) - _outside_units(self.plan)
             return self._best(room, lambda candidate: candidate.weight_bytes <= room)
         assert self.budget.max_size is not None
         most = self.budget.max_size
@@ -237,7 +263,7 @@ class _Search:
                 best, high = candidate, guess - 1
             else:
                 low = guess + 1
-        for candidate in self._uniform(self.front[-1].size):
+        for candidate in self._uniform(self.front[-1].size if best is None else best.weight_bytes - 1):
             if candidate.mean_kl <= bound and (best is None or candidate.file_bytes < best.file_bytes):
                 best = candidate
         if best is None:
@@ -248,11 +274,8 @@ class _Search:
         return best
 
     def _within(self, room: int) -> Choice:
-        choice = within(self.front, room)
-        if choice is None:
-            least = self.front[0].size + self._outside_units()
-            raise ExportError(f"the budget, {self.budget}, cannot be kept: the weights alone take {least / 1e6:.2f} MB")
-        return choice
+        """The front's choice for so many bytes of weights; its smallest, where what else is in the file leaves no more."""
+        return within(self.front, room) or self.front[0]
 
     def _judge(self, choice: Choice) -> Candidate:
         return self.judge.measure(recipe_of(choice.schemes), choice.size, choice.cost)
@@ -265,12 +288,6 @@ class _Search:
                 choice = Choice(dict.fromkeys(self.options, scheme), sum(o.size for o in chosen), sum(o.cost for o in chosen))
                 if choice.size <= room:
                     yield self._judge(choice)
-
-    def _outside_units(self) -> int:
-        """Bytes of the matrices that no unit has: routers, tables of positions."""
-        inside = {weight for unit in units(self.plan.config) for weight in unit.weights}
-        rest = [source.shape for name, source in self.sources.items() if name not in inside and len(source.shape) == 2]
-        return sum(stored_bytes(get_recipe("dynamic_int8").scheme_for("*", shape), shape) for shape in rest)
 
 
 def _split(documents: list[str]) -> tuple[list[str], list[str]]:

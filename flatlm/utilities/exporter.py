@@ -133,8 +133,7 @@ def export(
     A `compiler` that was started earlier saves the time of its imports; it is used up.
     Raises a FlatlmError for bad input, VerificationFailed from `prove`; an older file at the output's path stays as it was then.
     """
-    if request.output.suffix not in SUFFIXES:
-        raise OutputError(f"{request.output}: the suffix says the format; use {' or '.join(SUFFIXES)}")
+    require_suffix(request.output)
     clock = _Clock(progress)
     with ExitStack() as stack:
         compiler = stack.enter_context(compiler or CompilerProcess())
@@ -202,6 +201,12 @@ def _require_the_same_tokenizer(checkpoint: Path, adapter: Path) -> None:
             f"{adapter} brings another {' and '.join(different)} than {checkpoint}, whose the bundle would carry: put the adapter's "
             "tokenizer files in the place of the checkpoint's (in a copy of its directory), or export a .tflite file"
         )
+
+
+def require_suffix(output: Path) -> None:
+    """OutputError for an output that does not say its format."""
+    if output.suffix not in SUFFIXES:
+        raise OutputError(f"{output}: the suffix says the format; use {' or '.join(SUFFIXES)}")
 
 
 def manifest_path(output: Path) -> Path:

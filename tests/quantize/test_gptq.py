@@ -228,3 +228,45 @@ def test_nothing_is_carried_where_nothing_was_lost() -> None:
     weight = weights(4, 32)
     assert torch.equal(carry_error(weight, hessian_of(inputs(32)), torch.zeros(32, 32)), weight)
     assert torch.equal(carry_error(weight, torch.zeros(32, 32), torch.zeros(32, 32)), weight)
+
+
+def test_columns_at_once_are_columns_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passing errors on in batches only saves time: rounding, a sweep, whatever their width."""
+    problem = gptq._Problem(weights(8, 256), damp(hessian_of(inputs(256)), gptq.DAMPING), CHANNEL)
+    scales = problem.first_scales()
+    found = []
+    for width in (1, 64, 1000):
+        monkeypatch.setattr(gptq, "COLUMNS_AT_ONCE", width)
+        rounded = problem.one_by_one(scales)
+        found.append((rounded, problem.sweep(found[0][0] if found else rounded, scales)))
+    for rounded, swept in found[1:]:  # but for ties that float noise decides, which change what comes after them in a row
+        assert float((rounded == found[0][0]).float().mean()) > 0.97
+        assert float((swept == found[0][1]).float().mean()) > 0.97
+
+
+def test_each_scale_is_refitted_after_those_before_it() -> None:
+    """Blocks depend on one another: as if the error were computed anew for each."""
+    scheme = get_scheme("dynamic_int4_block32")
+    problem = gptq._Problem(weights(4, 128), damp(hessian_of(inputs(128)), gptq.DAMPING), scheme)
+    expected = problem.first_scales()
+    integers = problem.one_by_one(expected) * 0.5
+    found = problem.refit(integers.round(), expected)
+    for group in range(4):
+        own = torch.zeros_like(integers)
+        own[:, group * 32 : group * 32 + 32] = integers.round()[:, group * 32 : group * 32 + 32]
+        error = problem.weight - integers.round() * problem.spread(expected)
+        own_curvature = ((own @ problem.hessian) * own).sum(1)
+        better = expected[:, group] + ((error @ problem.hessian) * own).sum(1) / own_curvature
+        expected[:, group] = gptq.storable(better, scheme)
+    assert torch.allclose(found, expected, rtol=2**-7)
+    assert float((found == expected).float().mean()) > 0.8
+
+
+def test_what_is_hardly_not_positive_definite_is_damped() -> None:
+    x = inputs(32, tokens=4).double()
+    matrix = (x.T @ x / 4 - 1e-5 * torch.eye(32) * x.square().mean()).float()
+    assert torch.linalg.cholesky_ex(matrix).info > 0
+    lower = gptq._factor(matrix)
+    assert float((lower @ lower.T - matrix).abs().max()) < 0.01 * float(matrix.diagonal().mean())
+    with pytest.raises(ArithmeticError):
+        gptq._factor(-torch.eye(4))

@@ -194,6 +194,9 @@ def test_a_channel_that_is_never_used_does_not_spoil_the_others() -> None:
     assert output_error(weight, x, scales) < 0.7 * output_error(weight, x, torch.ones(96))
     smoothed = migrate.smooth([weight], x.abs().amax(0), 0.5, PLAIN_PAIR)
     assert float(smoothed[::12].mean() / smoothed[6::12].mean()) > 3
+    weight[:, 5] = 0  # nor one that nothing is made of
+    smoothed = migrate.smooth([weight], x.abs().amax(0) + 1, 0.5, PLAIN_PAIR)
+    assert float(smoothed[::12].mean() / smoothed[6::12].mean()) > 3
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.3, 0.5, 1.0])

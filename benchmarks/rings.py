@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place) / "checkpoint"
         write_checkpoint(checkpoint, dict(config))
-        for name, geometry in (("whole", lambda length, _: CacheGeometry(length)), ("rings", CacheGeometry)):
+        for name, geometry in (("whole", lambda length, *_: CacheGeometry(length)), ("rings", CacheGeometry)):
             file = Path(place) / f"{name}.tflite"
             with patch.object(exporter, "CacheGeometry", geometry):
                 exporter.export(exporter.ExportRequest(checkpoint, file, get_recipe("dynamic_int8"), (128,), args.context))

@@ -15,6 +15,7 @@ from flatlm.layers.config import (
     Activation,
     AttentionConfig,
     BlockConfig,
+    CacheDtype,
     FeedForwardConfig,
     MaskConfig,
     ModelConfig,
@@ -22,7 +23,7 @@ from flatlm.layers.config import (
     NormKind,
     RopeConfig,
 )
-from flatlm.layers.kv_cache import CacheGeometry, empty_caches
+from flatlm.layers.kv_cache import CacheGeometry, KVCache, QuantizedCache, cache_names, empty_caches
 from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import Recipe, get_recipe
 
@@ -51,10 +52,17 @@ def tiny_config(
     return ModelConfig(vocab, dim, (local, other) * (layers // 2) + (local,) * (layers % 2), max_positions=96, tied_head=tied)
 
 
-def random_decoder(config: ModelConfig, *, cache_length: int = 32, longest_step: int | None = None, seed: int = 0) -> Decoder:
+def random_decoder(
+    config: ModelConfig,
+    *,
+    cache_length: int = 32,
+    longest_step: int | None = None,
+    seed: int = 0,
+    cache: CacheDtype = CacheDtype.FLOAT32,
+) -> Decoder:
     """An eager model; norms, biases and all are random."""
     generator = torch.Generator().manual_seed(seed)
-    model = Decoder(config, CacheGeometry(cache_length, longest_step))
+    model = Decoder(config, CacheGeometry(cache_length, longest_step, cache))
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.25 * noise
@@ -107,11 +115,30 @@ def random_inputs(model: Decoder, tokens: int, *, start: int, seed: int = 1) -> 
         "input_pos": np.arange(start, start + tokens, dtype=np.int32),
     }
     for layer, cache in enumerate(empty_caches(model.config, model.geometry)):
-        for part, tensor in zip("kv", cache, strict=True):
-            inputs[f"kv_cache_{part}_{layer}"] = rng.standard_normal(tensor.shape, dtype=np.float32)
+        for name, tensor in zip(cache_names(cache, layer), cache, strict=True):
+            noise = rng.standard_normal(tensor.shape, dtype=np.float32)
+            if name.endswith("_scale"):  # of keys and values that are about as large as the noise
+                noise = np.abs(noise) * (1 if "_k_" in name else 64)
+            inputs[name] = noise.astype(np.float16) if tensor.dtype == torch.float16 else noise
+            if tensor.dtype == torch.int8:
+                inputs[name] = (40 * noise).clip(-127, 127).astype(np.int8)
     return inputs
+
+
+@torch.inference_mode()
+def run_eager(model: Decoder, inputs: dict[str, np.ndarray], *, logits: bool) -> dict[str, np.ndarray]:
+    """What a signature of the eager model gives for the same inputs, by the same names."""
+    given, caches = {name: torch.from_numpy(value) for name, value in inputs.items()}, []
+    for layer, cache in enumerate(empty_caches(model.config, model.geometry)):
+        kind = QuantizedCache if isinstance(cache, QuantizedCache) else KVCache
+        caches.append(kind(*(given[name] for name in cache_names(cache, layer))))
+    out, updated = model(given["tokens"], given["input_pos"], caches)
+    found = {"logits": out.numpy()} if logits else {}
+    for layer, cache in enumerate(updated):
+        found |= {name: tensor.numpy() for name, tensor in zip(cache_names(cache, layer), cache, strict=True)}
+    return found
 
 
 def largest_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     assert a.keys() == b.keys()
-    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+    return max(float(np.abs(a[name].astype(np.float32) - b[name].astype(np.float32)).max()) for name in a)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.commands import base
-from flatlm.commands.export import add_model_arguments, request_of
+from flatlm.commands.export import add_model_arguments, of_dtype, request_of
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         "tensors": len({part.tensor for weight in plan.weights.weights.values() for part in weight.slot.parts}),
         "ignored_tensors": list(plan.weights.ignored),
         "kv_cache_len": plan.geometry.length,
+        "kv_cache_dtype": str(plan.geometry.dtype),
         "prefill": list(plan.prefill_lengths),
         "cache_bytes": plan.cache_bytes,
         "file_bytes": sizes,
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored"
         + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
     )
-    print(f"KV cache of {plan.geometry.length} slots: {base.megabytes(plan.cache_bytes)}\n")
+    print(f"KV cache of {plan.geometry.length} slots{of_dtype(plan.geometry.dtype)}: {base.megabytes(plan.cache_bytes)}\n")
     rows = [
         [name, base.megabytes(size), base.megabytes(size + plan.cache_bytes)] if isinstance(size, int) else [name, size, ""]
         for name, size in sizes.items()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flatlm.commands import base
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import VerificationFailed
+from flatlm.layers.config import CacheDtype
 from flatlm.quantize.recipes import Recipe
 from flatlm.utilities.recipe_file import find_recipe
 
@@ -37,6 +38,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefill", type=base.comma_separated_lengths, metavar="T,...", help="lengths of the prefill signatures (16,128)")
     parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=[str(dtype) for dtype in CacheDtype],
+        default=str(CacheDtype.FLOAT32),
+        help="what the KV cache holds: float16 halves it, int8 about quarters it",
+    )
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
     parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
     parser.add_argument("--lora", type=Path, metavar="DIR", help="a LoRA adapter that PEFT saved, to be merged into the weights")
@@ -59,6 +66,7 @@ def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
         tuple(args.ignore_config_key),
         lora=args.lora,
         calibration=args.calibration,
+        kv_cache_dtype=args.kv_cache_dtype,
     )
 
 
@@ -123,12 +131,17 @@ def describe(report: "ExportReport") -> str:
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items() if value >= 0.05)
     lines = [
         f"{report.output}: {base.megabytes(report.bytes)}, {report.family} of {report.parameters / 1e6:.1f} M, recipe {report.recipe}",
-        f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots",
+        f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots{of_dtype(report.kv_cache_dtype)}",
         *([f"of the checkpoint's integers: {report.integers}"] if report.integers else []),
         f"{seconds:.1f} s ({stages})",
         "not verified" if report.verification is None else f"verified: {describe_verification(report.verification)}",
     ]
     return "\n".join(lines)
+
+
+def of_dtype(dtype: str) -> str:
+    """What is said of a KV cache that is not float32."""
+    return "" if dtype == CacheDtype.FLOAT32 else f" of {dtype}"
 
 
 def describe_verification(verification: Mapping[str, Any]) -> str:

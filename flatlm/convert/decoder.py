@@ -10,10 +10,23 @@ from torch import Tensor, nn
 from flatlm.convert.compile import Piece, compile_pieces
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
+from flatlm.errors import ExportError
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
-from flatlm.layers.config import BlockConfig, MixtureConfig, ModelConfig
-from flatlm.layers.kv_cache import CacheGeometry, CacheSlots, KVCache, Placement, RingSlots, empty_caches, place
+from flatlm.layers.config import BlockConfig, CacheDtype, MixtureConfig, ModelConfig
+from flatlm.layers.kv_cache import (
+    Cache,
+    CacheGeometry,
+    CacheSlots,
+    KVCache,
+    Placement,
+    QuantizedCache,
+    RingSlots,
+    cache_names,
+    empty_cache,
+    empty_caches,
+    place,
+)
 from flatlm.layers.mixture import Mixture
 from flatlm.layers.model import ContextKinds, Decoder, build_on_meta
 
@@ -40,7 +53,8 @@ def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece
 def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> list[SignaturePlan]:
     """The stamping plan of each signature."""
     kinds, contexts = config.block_kinds, ContextKinds(config, geometry)
-    caches = [f"kv_cache_{part}_{layer}" for layer in range(len(config.blocks)) for part in "kv"]
+    layers = empty_caches(config, geometry, device="meta")
+    caches = [name for layer, cache in enumerate(layers) for name in cache_names(cache, layer)]
     plans = []
     for spec in specs:
         steps = [Step(f"{spec.name}/prologue")]
@@ -48,7 +62,8 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
             attention = block.attention
             rope, at = contexts.rope_index(attention), contexts.place_index(attention)
             bind = {"mask": f"mask_{contexts.mask_index(attention)}", **{name: f"{name}_{at}" for name in PLACE_NAMES}}
-            bind |= {"cos": f"cos_{rope}", "sin": f"sin_{rope}", "cache_k": f"kv_cache_k_{layer}", "cache_v": f"kv_cache_v_{layer}"}
+            bind |= {"cos": f"cos_{rope}", "sin": f"sin_{rope}"}
+            bind |= dict(zip(_cache_tensors(layers[layer]), cache_names(layers[layer], layer), strict=True))
             steps += _block_steps(f"{spec.name}/block_{kinds.index(block)}", layer, bind, block, conditional=spec.tokens == 1)
         if spec.logits:
             steps.append(Step(f"{spec.name}/epilogue"))
@@ -57,13 +72,18 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
 
 
 class WholeDecoder(nn.Module):
-    """One signature of a decoder as one module, for the generic path: the file's conventions, the model's own weights."""
+    """One signature of a decoder as one module, for the generic path: the file's conventions, the model's own weights.
+
+    Only with float32 caches: a smaller cache needs operators that only the linker writes.
+    """
 
     weights_prefix = "model."
     """Recipes see the names of the decoder's weights (quantize/weight_names.py)."""
 
     def __init__(self, model: Decoder, spec: SignatureSpec) -> None:
         super().__init__()
+        if model.geometry.dtype is not CacheDtype.FLOAT32:
+            raise ExportError(f"the generic path has float32 caches only; {model.geometry.dtype} ones are written by stamp_decoder")
         self.model = model
         self.spec = spec
 
@@ -94,6 +114,16 @@ def _place_of(tensors: dict[str, Tensor]) -> Placement:
     return RingSlots(tensors["ring"]) if "ring" in tensors else CacheSlots(tensors["slots_k"], tensors["slots_v"])
 
 
+def _cache_tensors(cache: Cache) -> dict[str, Tensor]:
+    """A cache's tensors, by what the blocks call them."""
+    return {f"cache_{name}": tensor for name, tensor in cache._asdict().items()}
+
+
+def _cache_of(tensors: dict[str, Tensor]) -> Cache:
+    kind = QuantizedCache if "cache_k_scale" in tensors else KVCache
+    return kind(*(tensors[f"cache_{name}"] for name in kind._fields))
+
+
 def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
     def call(tokens: Tensor, input_pos: Tensor) -> dict[str, Tensor]:
         x, contexts = model.prologue(tokens, input_pos)
@@ -115,13 +145,12 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
     block = model.blocks[model.config.blocks.index(config)]
     assert isinstance(block, Block)
     slots = model.geometry.slots(attention)
-    cache, tokens = KVCache.zeros(attention, batch=1, slots=slots), spec.tokens
+    tokens = spec.tokens
     heads = () if attention.mask.alibi_slopes is None else (attention.num_query_heads,)
     inputs = {
         "x": torch.zeros(1, tokens, model.config.embedding_dim),
         "mask": torch.zeros(*heads, tokens, slots),
-        "cache_k": cache.k,
-        "cache_v": cache.v,
+        **_cache_tensors(empty_cache(attention, model.geometry)),
         **_place_tensors(place(torch.arange(tokens, dtype=torch.int32), slots, model.geometry.length)),
     }
     if attention.rope is not None:
@@ -130,19 +159,19 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
     def context(mask: Tensor, rest: dict[str, Tensor]) -> StepContext:
         return StepContext((rest["cos"], rest["sin"]) if "cos" in rest else None, mask, _place_of(rest))
 
-    def whole(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        x, cache = block(x, context(mask, rest), KVCache(cache_k, cache_v))
-        return {"x": x, "cache_k": cache.k, "cache_v": cache.v}
+    def whole(x: Tensor, mask: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        x, cache = block(x, context(mask, rest), _cache_of(rest))
+        return {"x": x, **_cache_tensors(cache)}
 
     mixture = block.feed_forward
     name = f"{spec.name}/block_{kind}"
     if not isinstance(mixture, Mixture):
         return [Piece(name, whole, inputs)]
 
-    def attend(x: Tensor, mask: Tensor, cache_k: Tensor, cache_v: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        x, read, cache = block.attend(x, context(mask, rest), KVCache(cache_k, cache_v))
+    def attend(x: Tensor, mask: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        x, read, cache = block.attend(x, context(mask, rest), _cache_of(rest))
         weights = mixture.weights(read)
-        out = {"x": x, "read": read, "mixed": read * 0.0, "cache_k": cache.k, "cache_v": cache.v}
+        out = {"x": x, "read": read, "mixed": read * 0.0, **_cache_tensors(cache)}
         for expert in range(mixture.config.num_experts):
             out[f"weight_{expert}"] = weights[..., expert : expert + 1]
             if tokens == 1:

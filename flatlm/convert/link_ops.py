@@ -8,7 +8,19 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, TOP_K, UPDATE_SLICE
+from flatlm.convert.calls import (
+    DEQUANTIZE,
+    EMBEDDING,
+    LINEAR,
+    MATMUL_TRANSPOSED,
+    PARAMETER,
+    QUANTIZE,
+    SEPARATOR,
+    SPLICE,
+    TAKE,
+    TOP_K,
+    UPDATE_SLICE,
+)
 from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
 from flatlm.quantize.activations import Affine
@@ -31,6 +43,8 @@ _DEQUANTIZE = (Operator.DEQUANTIZE, 5)
 _GATHER = (Operator.GATHER, 1)
 _TOP_K = (Operator.TOPK_V2, 1)
 _QUANTIZE = (Operator.QUANTIZE, 1)
+_INT8_GATHER = (Operator.GATHER, 2)
+_CONCATENATION = (Operator.CONCATENATION, 2)
 
 
 @dataclass
@@ -74,6 +88,9 @@ class Linker:
             UPDATE_SLICE: _GraphLinker.update_slice,
             TAKE: _GraphLinker.take,
             TOP_K: _GraphLinker.top_k,
+            SPLICE: _GraphLinker.splice,
+            QUANTIZE: _GraphLinker.quantize,
+            DEQUANTIZE: _GraphLinker.dequantize,
         }
         for graph in model.subgraphs:
             _GraphLinker(self, graph).rewrite(rewrites)
@@ -150,9 +167,7 @@ class _GraphLinker:
     def _quantized_like(self, tensor: int, name: str, affine: Affine) -> int:
         """A new tensor of a tensor's shape, int8 by one scale and zero point."""
         index = self._new_tensor(name, tuple(map(int, self.graph.tensors[tensor].shape)), schema.TensorType.INT8)
-        quantization = schema.QuantizationParametersT()
-        quantization.scale, quantization.zeroPoint = np.array([affine.scale], np.float32), np.array([affine.zero_point], np.int64)
-        self.graph.tensors[index].quantization = quantization
+        self.graph.tensors[index].quantization = _affine(affine.scale, affine.zero_point)
         return index
 
     def _integer_bias(self, weight: LinkedWeight) -> int:
@@ -194,6 +209,7 @@ class _GraphLinker:
         self._emit(op, _BATCH_MATMUL, op.inputs, schema.BuiltinOptions.BatchMatMulOptions, options)
 
     def update_slice(self, op: Any, config: str) -> None:
+        self._share_quantization(int(op.inputs[1]), int(op.inputs[0]), int(op.outputs[0]))
         options = schema.DynamicUpdateSliceOptionsT()
         self._emit(op, _UPDATE_SLICE, op.inputs, schema.BuiltinOptions.DynamicUpdateSliceOptions, options)
 
@@ -201,6 +217,35 @@ class _GraphLinker:
         options = schema.GatherOptionsT()
         options.axis = int(config)
         self._emit(op, _GATHER, op.inputs, schema.BuiltinOptions.GatherOptions, options)
+
+    def splice(self, op: Any, config: str) -> None:
+        old, new, ids = (int(index) for index in op.inputs)
+        tensors, axis = self.graph.tensors, int(config)
+        shape = [int(size) for size in tensors[old].shape]
+        shape[axis] += int(tensors[new].shape[axis])
+        both = self._new_tensor(f"{tensors[old].name.decode()}/spliced", tuple(shape), tensors[old].type)
+        self._share_quantization(new, old, both, int(op.outputs[0]))
+        join, joined = schema.OperatorT(), schema.ConcatenationOptionsT()
+        joined.axis, join.outputs = axis, np.array([both], np.int32)
+        self._emit(join, _CONCATENATION, [old, new], schema.BuiltinOptions.ConcatenationOptions, joined)
+        gathered = schema.GatherOptionsT()
+        gathered.axis = axis
+        self._emit(op, _INT8_GATHER, [both, ids], schema.BuiltinOptions.GatherOptions, gathered)
+
+    def quantize(self, op: Any, config: str) -> None:
+        self.graph.tensors[op.outputs[0]].quantization = _affine(float(config), 0)
+        self._emit(op, _QUANTIZE, op.inputs, schema.BuiltinOptions.QuantizeOptions, schema.QuantizeOptionsT())
+
+    def dequantize(self, op: Any, config: str) -> None:
+        self.graph.tensors[op.inputs[0]].quantization = _affine(float(config), 0)
+        self._emit(op, _DEQUANTIZE, op.inputs, schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT())
+
+    def _share_quantization(self, source: int, *others: int) -> None:
+        """What a cache's new entries count in, its old ones do: the runtime does not rescale between them."""
+        tensors = self.graph.tensors
+        if tensors[source].type == schema.TensorType.INT8:
+            for index in others:
+                tensors[index].quantization = tensors[source].quantization
 
     def top_k(self, op: Any, config: str) -> None:
         values = self.graph.tensors[op.outputs[0]]
@@ -255,6 +300,12 @@ class _GraphLinker:
         op.inputs = np.array(inputs, np.int32)
         op.builtinOptionsType, op.builtinOptions = kind, options
         self.operators.append(op)
+
+
+def _affine(scale: float, zero_point: int) -> Any:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = np.array([scale], np.float32), np.array([zero_point], np.int64)
+    return quantization
 
 
 def _per_channel(rows: tuple[int, ...]) -> flatbuffer.SharedQuantization:

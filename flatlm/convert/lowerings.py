@@ -10,13 +10,26 @@ from litert_converter.mlir import ir
 from litert_converter.mlir.dialects import stablehlo
 from litert_torch.backend import lowerings
 
-from flatlm.convert.calls import EMBEDDING, LINEAR, MATMUL_TRANSPOSED, PARAMETER, SEPARATOR, TAKE, TOP_K, UPDATE_SLICE
+from flatlm.convert.calls import (
+    DEQUANTIZE,
+    EMBEDDING,
+    LINEAR,
+    MATMUL_TRANSPOSED,
+    PARAMETER,
+    QUANTIZE,
+    SEPARATOR,
+    SPLICE,
+    TAKE,
+    TOP_K,
+    UPDATE_SLICE,
+)
 from flatlm.layers import ops
 
 
-def _call(target: str, shape: list[int], operands: list[ir.Value], config: str = "") -> ir.Value:
+def _call(target: str, shape: list[int], operands: list[ir.Value], config: str = "", *, element: ir.Type | None = None) -> ir.Value:
+    """`element`: the type of the result's numbers (None: float32)."""
     call = stablehlo.CustomCallOp(
-        [ir.RankedTensorType.get(shape, ir.F32Type.get())],
+        [ir.RankedTensorType.get(shape, element or ir.F32Type.get())],
         operands,
         call_target_name=ir.StringAttr.get(target),
         backend_config=ir.StringAttr.get(config),
@@ -28,6 +41,10 @@ def _call(target: str, shape: list[int], operands: list[ir.Value], config: str =
 
 def _shape(value: ir.Value) -> list[int]:
     return list(ir.RankedTensorType(value.type).shape)
+
+
+def _element(value: ir.Value) -> ir.Type:
+    return ir.RankedTensorType(value.type).element_type
 
 
 @lowerings.lower(torch.ops.flatlm.linear)  # type: ignore[untyped-decorator]
@@ -47,13 +64,29 @@ def _parameter(context: Any, like: ir.Value, name: str, shape: list[int]) -> ir.
 
 @lowerings.lower(torch.ops.flatlm.matmul_transposed)  # type: ignore[untyped-decorator]
 def _matmul_transposed(context: Any, a: ir.Value, b: ir.Value) -> ir.Value:
-    return _call(MATMUL_TRANSPOSED, [*_shape(a)[:-1], _shape(b)[-2]], [a, b])
+    return _call(MATMUL_TRANSPOSED, [*_shape(a)[:-1], _shape(b)[-2]], [a, b], element=_element(a))
 
 
 @lowerings.lower(torch.ops.flatlm.take)  # type: ignore[untyped-decorator]
 def _take(context: Any, table: ir.Value, ids: ir.Value, dim: int) -> ir.Value:
     shape = _shape(table)
     return _call(TAKE, [*shape[:dim], *_shape(ids), *shape[dim + 1 :]], [table, ids], str(dim))
+
+
+@lowerings.lower(torch.ops.flatlm.splice)  # type: ignore[untyped-decorator]
+def _splice(context: Any, old: ir.Value, new: ir.Value, ids: ir.Value, dim: int) -> ir.Value:
+    shape = _shape(old)
+    return _call(SPLICE, [*shape[:dim], *_shape(ids), *shape[dim + 1 :]], [old, new, ids], str(dim), element=_element(old))
+
+
+@lowerings.lower(torch.ops.flatlm.quantize)  # type: ignore[untyped-decorator]
+def _quantize(context: Any, x: ir.Value, unit: float) -> ir.Value:
+    return _call(QUANTIZE, _shape(x), [x], str(unit), element=ir.IntegerType.get_signless(8))
+
+
+@lowerings.lower(torch.ops.flatlm.dequantize)  # type: ignore[untyped-decorator]
+def _dequantize(context: Any, x: ir.Value, unit: float) -> ir.Value:
+    return _call(DEQUANTIZE, _shape(x), [x], str(unit), element=ir.F16Type.get())
 
 
 @lowerings.lower(torch.ops.flatlm.top_k)  # type: ignore[untyped-decorator]
@@ -64,7 +97,7 @@ def _top_k(context: Any, x: ir.Value, k: int) -> ir.Value:
 @lowerings.lower(torch.ops.flatlm.update_slice)  # type: ignore[untyped-decorator]
 def _update_slice(context: Any, cache: ir.Value, update: ir.Value, starts: ir.Value) -> ir.Value:
     if ops.is_calling():
-        return _call(UPDATE_SLICE, _shape(cache), [cache, update, starts])
+        return _call(UPDATE_SLICE, _shape(cache), [cache, update, starts], element=_element(cache))
     scalar = ir.RankedTensorType.get([], ir.RankedTensorType(starts.type).element_type)
     each = [stablehlo.reshape(scalar, stablehlo.slice(starts, [i], [i + 1], [1])) for i in range(len(_shape(cache)))]
     return stablehlo.dynamic_update_slice(cache, update, each)

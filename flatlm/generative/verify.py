@@ -8,6 +8,7 @@ so that what they leave in the cache is judged as well as decode.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 256
 DEFAULT_PROMPTS = ("Once upon a time", "The first thing to know is", "In the year 2031,", "def main():")
+CACHE_COSTS: Mapping[str, Bound] = MappingProxyType(
+    {"float16": Bound(mean_kl=0.0005, top1_agreement=0.99), "int8": Bound(mean_kl=0.005, top1_agreement=0.97)}
+)
+"""What a KV cache that is not float32 may cost a healthy file, beside its recipe."""
 GREEDY_TOKENS = 32
 SEED = 20260
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -206,6 +211,16 @@ def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> lis
 
 
 def _bound(file: Path) -> Bound:
-    """What the file's own recipe promises; nothing, where its manifest does not say."""
-    recipe: Mapping[str, Any] | None = read_manifest(file).get("recipe")
-    return Bound() if recipe is None else Recipe.from_dict(recipe).bound
+    """What the file's own recipe promises, less what its caches may cost; nothing, where its manifest does not say."""
+    manifest = read_manifest(file)
+    recipe: Mapping[str, Any] | None = manifest.get("recipe")
+    bound = Bound() if recipe is None else Recipe.from_dict(recipe).bound
+    return with_cache(bound, CACHE_COSTS.get(manifest.get("kv_cache_dtype", "")))
+
+
+def with_cache(bound: Bound, cost: Bound | None) -> Bound:
+    """The bound of a recipe, loosened by a cache's cost. What is measured only stays so."""
+    if cost is None or bound.measured_only:
+        return bound
+    kl, agreement = cost.mean_kl or 0.0, cost.top1_agreement or 1.0
+    return Bound(None, (bound.mean_kl or 0.0) + kl, (1.0 if bound.top1_agreement is None else bound.top1_agreement) - (1 - agreement))

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flatlm.layers import ops
 from flatlm.layers.config import AttentionConfig, NormSpan
-from flatlm.layers.kv_cache import KVCache, Placement
+from flatlm.layers.kv_cache import Cache, Placement
 from flatlm.layers.linear import Linear
 from flatlm.layers.mask import per_group
 from flatlm.layers.norm import Norm
@@ -39,7 +38,7 @@ class Attention(nn.Module):
             self.key_norm = Norm(config.qk_norm.norm, kv_heads * width)
         self.output = Linear(heads * width, dim, bias=config.output_bias)
 
-    def forward(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, context: StepContext, cache: Cache) -> tuple[Tensor, Cache]:
         config = self.config
         heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         batch, tokens, _ = x.shape
@@ -57,12 +56,12 @@ class Attention(nn.Module):
         group, length = heads // kv_heads, cache.k.shape[2]
         scale = width**-0.5 if config.scale is None else config.scale
         q = (q * scale).reshape(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
-        scores = ops.matmul_transposed(q.reshape(batch, kv_heads, group * tokens, width), cache.k)
+        scores = cache.scores(q.reshape(batch, kv_heads, group * tokens, width), tokens=tokens)
         if config.softcap is not None:
             scores = torch.tanh(scores * (1 / config.softcap)) * config.softcap
         scores = scores.reshape(batch, kv_heads, group, tokens, length) + per_group(context.mask, config)
         weights = torch.softmax(scores, -1).reshape(batch, kv_heads, group * tokens, length)
-        out = ops.matmul_transposed(weights, cache.v).reshape(batch, kv_heads, group, tokens, width)
+        out = cache.mixed(weights, tokens=tokens).reshape(batch, kv_heads, group, tokens, width)
         return self.output(out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads * width)), cache
 
     def _normalised(self, merged: Tensor, qk: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from flatlm.layers.attention import Attention, StepContext
 from flatlm.layers.config import BlockConfig, FeedForwardConfig, MixtureConfig
 from flatlm.layers.feed_forward import FeedForward
-from flatlm.layers.kv_cache import KVCache
+from flatlm.layers.kv_cache import Cache
 from flatlm.layers.mixture import Mixture
 from flatlm.layers.norm import norm_or_none
 
@@ -23,11 +23,11 @@ class Block(nn.Module):
         self.feed_forward = _feed_forward(dim, config.feed_forward)
         self.feed_forward_post_norm = norm_or_none(config.feed_forward_post_norm, dim)
 
-    def forward(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, context: StepContext, cache: Cache) -> tuple[Tensor, Cache]:
         x, read, cache = self.attend(x, context, cache)
         return self.add(x, self.feed_forward(read)), cache
 
-    def attend(self, x: Tensor, context: StepContext, cache: KVCache) -> tuple[Tensor, Tensor, KVCache]:
+    def attend(self, x: Tensor, context: StepContext, cache: Cache) -> tuple[Tensor, Tensor, Cache]:
         """After attention: x with it added, what the feed-forward reads, and the cache."""
         normed = _apply(self.attention_norm, x)
         attended, cache = self.attention(normed, context, cache)

@@ -128,6 +128,19 @@ class MaskConfig:
     alibi_rounded_scale: float | None = None
 
 
+class CacheDtype(StrEnum):
+    """What a KV cache holds its numbers as. int8 counts in a float32 scale of its own for each token and key/value head."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+    @property
+    def bytes(self) -> int:
+        """Of one number."""
+        return {CacheDtype.FLOAT32: 4, CacheDtype.FLOAT16: 2, CacheDtype.INT8: 1}[self]
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Causal self-attention with grouped queries (Ainslie et al. 2023): N query heads share K key/value heads, N % K == 0.

@@ -10,7 +10,7 @@ from flatlm.layers import ops
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
 from flatlm.layers.config import AttentionConfig, MaskConfig, ModelConfig
-from flatlm.layers.kv_cache import CacheGeometry, KVCache, Placement, empty_caches, place, positions_held
+from flatlm.layers.kv_cache import Cache, CacheGeometry, Placement, empty_caches, place, positions_held
 from flatlm.layers.linear import Embedding, Linear
 from flatlm.layers.mask import attention_mask
 from flatlm.layers.mixture import Mixture
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits * (1 / cap)) * cap
 
-    def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[KVCache] | None = None) -> tuple[Tensor, list[KVCache]]:
+    def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[Cache] | None = None) -> tuple[Tensor, list[Cache]]:
         """Logits [B, T, V] and the updated caches for tokens [B, T] int32 at consecutive positions input_pos [T] int32.
 
         `caches`: None is empty ones for one text (B = 1), as at its beginning.

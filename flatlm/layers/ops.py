@@ -118,7 +118,13 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """Take a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies."""
+    """Take a [..., M, C] times b [..., P, C] transposed: [..., M, P]. Exported as one BATCH_MATMUL, which reads b as it lies.
+
+    Both float32, or both float16; that is summed in float32 here, and in the runtime as its processor does it.
+    """
+    if a.dtype == torch.float16 and not is_calling():
+        wide = a.to(torch.float32), b.to(torch.float32).transpose(-1, -2)
+        return torch.matmul(*wide).to(torch.float16)
     return _matmul_transposed(a, b) if is_calling() else torch.matmul(a, b.transpose(-1, -2))
 
 
@@ -135,6 +141,39 @@ def _(table: Tensor, ids: Tensor, dim: int) -> Tensor:
 def take(table: Tensor, ids: Tensor, dim: int) -> Tensor:
     """Entries of `table` along `dim` for ids [n] int32: that dimension becomes n. Exported as one GATHER."""
     return _take(table, ids, dim) if is_calling() else table.index_select(dim, ids)
+
+
+@torch.library.custom_op("flatlm::splice", mutates_args=())
+def splice(old: Tensor, new: Tensor, ids: Tensor, dim: int) -> Tensor:
+    """Entries of [old | new] along `dim` for ids [n] int32, in the dtype of `old`. Exported as CONCATENATION and GATHER."""
+    return torch.cat([old, new.to(old.dtype)], dim).index_select(dim, ids)
+
+
+@splice.register_fake
+def _(old: Tensor, new: Tensor, ids: Tensor, dim: int) -> Tensor:
+    return old.new_empty((*old.shape[:dim], *ids.shape, *old.shape[dim + 1 :]))
+
+
+@torch.library.custom_op("flatlm::quantize", mutates_args=())
+def quantize(x: Tensor, unit: float) -> Tensor:
+    """How many units x is, int8: rounded half to even, clamped. Exported as one QUANTIZE, whose scale is the unit."""
+    return torch.round(x / unit).clamp(-128, 127).to(torch.int8)
+
+
+@quantize.register_fake
+def _(x: Tensor, unit: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8)
+
+
+@torch.library.custom_op("flatlm::dequantize", mutates_args=())
+def dequantize(x: Tensor, unit: float) -> Tensor:
+    """So many units, float16, of x int8. Exported as one DEQUANTIZE of a tensor whose scale is the unit."""
+    return x.to(torch.float16) * unit
+
+
+@dequantize.register_fake
+def _(x: Tensor, unit: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float16)
 
 
 @torch.library.custom_op("flatlm::top_k", mutates_args=())

@@ -22,7 +22,7 @@ from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError, OutputError, RecipeError
-from flatlm.layers.config import MixtureConfig, ModelConfig
+from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import RECIPES, Recipe
@@ -70,6 +70,8 @@ class ExportRequest:
     """Directory of a PEFT adapter that is merged into the checkpoint."""
     calibration: Path | None = None
     """Text (.txt, .json, .jsonl) for recipes whose method needs it."""
+    kv_cache_dtype: str = CacheDtype.FLOAT32
+    """What the file's caches hold: a `CacheDtype`."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class ExportReport:
     verification: Mapping[str, Any] | None
     integers: str | None = None
     """What became of the weights that the checkpoint holds as integers; None where it holds none."""
+    kv_cache_dtype: str = CacheDtype.FLOAT32
 
 
 def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
@@ -120,8 +123,8 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
         recipe = with_assumed_ranges(recipe, list(weights.weights))
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
     layout = WeightLayout(weights.weights, recipe)
-    geometry = CacheGeometry(cache_length, max(prefill_lengths))
-    cache = sum(8 * geometry.slots(block.attention) * block.attention.num_kv_heads * block.attention.head_dim for block in config.blocks)
+    geometry = CacheGeometry(cache_length, max(prefill_lengths), _cache_dtype(request))
+    cache = sum(geometry.bytes(block.attention) for block in config.blocks)
     return ExportPlan(config, builder.family, weights, request.recipe, layout, geometry, prefill_lengths, cache)
 
 
@@ -186,6 +189,7 @@ def export(
         clock.stop(),
         verification,
         str(plan.layout.carry) if plan.layout.carry else None,
+        str(plan.geometry.dtype),
     )
 
 
@@ -249,6 +253,13 @@ def _space_for_root(plan: ExportPlan, signatures: int) -> int:
     return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + graphs
 
 
+def _cache_dtype(request: ExportRequest) -> CacheDtype:
+    try:
+        return CacheDtype(request.kv_cache_dtype)
+    except ValueError:
+        raise ExportError(f"--kv-cache-dtype {request.kv_cache_dtype}: use {', '.join(CacheDtype)}") from None
+
+
 def _lengths(request: ExportRequest, max_positions: int) -> tuple[int, tuple[int, ...]]:
     cache = request.kv_cache_len or min(DEFAULT_CACHE_LENGTH, max_positions)
     if request.kv_cache_len is not None and request.kv_cache_len < 2:
@@ -295,6 +306,7 @@ def _manifest(
         "parameters": plan.weights.parameters(),
         "signatures": [spec.name for spec in specs],
         "kv_cache_len": plan.geometry.length,
+        **({} if plan.geometry.dtype is CacheDtype.FLOAT32 else {"kv_cache_dtype": str(plan.geometry.dtype)}),
         "vocab_size": plan.config.vocab_size,
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.ignored_config_keys),

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from flatlm.quantize.recipe_figures import HEADERS, figure_rows
 from flatlm.quantize.recipes import RECIPES
 from flatlm.utilities.registry import FAMILIES
 
@@ -23,7 +24,9 @@ def tables() -> dict[str, str]:
         ]
         promise = ", ".join(part for part in kept if part) or "nothing promised: " + (recipe.warning or "")
         recipes.append(f"| `{recipe.name}` | {recipe.suffix} | {recipe.summary} | {promise} |")
-    return {"models": "\n".join(models), "recipes": "\n".join(recipes)}
+    figures = ["| " + " | ".join(HEADERS) + " |", "| --- |" + " ---: |" * (len(HEADERS) - 1)]
+    figures += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in figure_rows(list(RECIPES))]
+    return {"models": "\n".join(models), "recipes": "\n".join(recipes), "figures": "\n".join(figures)}
 
 
 def updated(text: str) -> str:

@@ -9,6 +9,7 @@ from flatlm.commands.export import add_model_arguments, of_dtype, request_of
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
+from flatlm.utilities.calibration.calibrate import with_assumed_ranges
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import ExportPlan, plan_export
 
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _layout(plan: ExportPlan, recipe: str) -> WeightLayout | str:
     """The weights by a recipe, or why it does not apply."""
     try:
-        return WeightLayout(plan.weights.weights, RECIPES[recipe])
+        weights = plan.weights.weights
+        return WeightLayout(weights, with_assumed_ranges(RECIPES[recipe], list(weights)))
     except RecipeError as error:
         return f"does not apply: {error}"

@@ -71,7 +71,10 @@ def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
 
 
 def run(args: argparse.Namespace) -> int:
-    warn(find_recipe(args.recipe))
+    recipe = find_recipe(args.recipe)
+    warn(recipe)
+    if args.calibration is not None and not recipe.calibrated:
+        print(f"warning: recipe {recipe.name} needs no text: --calibration {args.calibration} is not read", file=sys.stderr)
     with CompilerProcess() as compiler:
         request = request_of(args, args.output)
         return _run(args, request, compiler)

@@ -159,7 +159,8 @@ class _Judged:
         self.request, self.documents, self.progress = request, documents, progress
         self.file = work / f"candidate{request.output.suffix}"
         self.kept_at = work / "candidates.json"
-        signatures = [request.prefill_lengths, request.kv_cache_len, request.output.suffix, request.family, str(request.lora)]
+        cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
+        signatures = [request.prefill_lengths, *cache, request.output.suffix, request.family, str(request.lora)]
         self.key = json.loads(json.dumps({**key, "judged": _digest(documents), "signatures": signatures}))
         self.candidates: list[Candidate] = []
         self.kept: dict[str, dict[str, float]] = {}

@@ -147,6 +147,11 @@ class Recipe:
         """The first rule whose pattern matches; whether it is asked at all is `scheme_for`'s affair."""
         return next(rule for rule in self.rules if fnmatchcase(weight_name, rule.pattern))
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it may ask for calibration text: by its method, or for the ranges of static activations."""
+        return self.method.needs_text or any(get_scheme(rule.scheme_name).compute == "static" for rule in self.rules)
+
     def ranges_for(self, weight_name: str, scheme: Scheme) -> LayerRanges | None:
         """The ranges of its linear's activations, where a weight's scheme needs them, else None. RecipeError where they are missing."""
         if scheme.compute != "static":

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatlm.quantize.carried import IntegerRows
+from flatlm.quantize.carried import IntegerRows, concatenate
 from flatlm.quantize.scale_search import Range, search_scales, storable
 from flatlm.quantize.schemes import Scheme
 
+ELEMENTS_AT_ONCE = 1 << 21
+"""Of a weight, whole rows of it: temporaries of 8 MB are kept by the allocator, where larger ones cost their page faults each time."""
 COLUMNS_AT_ONCE = 64
 """Columns whose errors are passed on at once: within them one by one."""
 DAMPING = 0.01
@@ -54,14 +56,18 @@ def solve(weight: Tensor, hessian: Tensor, scheme: Scheme, *, sweeps: int = SWEE
     Scales are ones that the file can hold: float32 per channel; per block rounded to bfloat16.
     """
     damped = damp(hessian, damping)
-    problem = _Problem(weight, damped, scheme)
-    scales = problem.first_scales()
-    integers = problem.one_by_one(scales)
-    for _ in range(sweeps):
-        scales = problem.refit(integers, scales)
-        integers = problem.sweep(integers, scales)
-    error = problem.error(integers, scales)
-    return Solution(IntegerRows(integers.to(torch.int8), scales), error)
+    elimination = _Elimination.of(damped)
+    parts, error = list[IntegerRows](), 0.0
+    for rows in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[1])):  # type: ignore[no-untyped-call]
+        problem = _Problem(rows, damped, scheme, elimination)
+        scales = problem.first_scales()
+        integers = problem.one_by_one(scales)
+        for _ in range(sweeps):
+            scales = problem.refit(integers, scales)
+            integers = problem.sweep(integers, scales)
+        parts.append(IntegerRows(integers.to(torch.int8), scales))
+        error += problem.error(integers, scales)
+    return Solution(concatenate(parts), error)
 
 
 def damp(hessian: Tensor, damping: float) -> Tensor:
@@ -72,8 +78,24 @@ def damp(hessian: Tensor, damping: float) -> Tensor:
     return hessian + torch.eye(len(hessian)) * (damping * mean)
 
 
+@dataclass(frozen=True)
+class _Elimination:
+    """In which order columns are rounded, and the upper Cholesky factor of H^-1 in that order."""
+
+    order: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor) -> "_Elimination":
+        order = torch.argsort(hessian.diagonal(), descending=True)
+        return cls(order, _inverse_factor(hessian[order][:, order]))
+
+
 class _Problem:
-    def __init__(self, weight: Tensor, hessian: Tensor, scheme: Scheme) -> None:
+    """Some rows of a weight: they do not depend on one another. Columns are worked on as rows of transposed copies, which lie together."""
+
+    def __init__(self, weight: Tensor, hessian: Tensor, scheme: Scheme, elimination: _Elimination | None = None) -> None:
+        self.elimination = elimination or _Elimination.of(hessian)
         self.weight, self.hessian, self.scheme, self.allowed = weight, hessian, scheme, Range.of(scheme)
         self.size = scheme.block_size or weight.shape[1]
         self.groups = weight.shape[1] // self.size
@@ -89,21 +111,20 @@ class _Problem:
 
     def one_by_one(self, scales: Tensor) -> Tensor:
         """GPTQ: integers [R, C] as floats, for fixed scales."""
-        order = torch.argsort(self.hessian.diagonal(), descending=True)
-        factor = _inverse_factor(self.hessian[order][:, order])
-        weight, steps = self.weight[:, order].clone(), self.spread(scales)[:, order]
+        order, factor = self.elimination.order, self.elimination.factor
+        weight, steps = self.weight[:, order], self.spread(scales)[:, order]
         integers = torch.empty_like(weight)
         for start in range(0, weight.shape[1], COLUMNS_AT_ONCE):
             stop = min(start + COLUMNS_AT_ONCE, weight.shape[1])
-            errors = torch.empty(len(weight), stop - start)
-            for column in range(start, stop):
-                step = steps[:, column]
-                rounded = (weight[:, column] / step).round().clamp(*self.allowed)
-                integers[:, column] = rounded
-                error = (weight[:, column] - rounded * step) / factor[column, column]
-                weight[:, column + 1 : stop] -= error[:, None] * factor[column, column + 1 : stop]
-                errors[:, column - start] = error
-            weight[:, stop:] -= errors @ factor[start:stop, stop:]
+            columns, step = _turned(weight[:, start:stop]), _turned(steps[:, start:stop])
+            rounded, errors = torch.empty_like(columns), torch.empty_like(columns)
+            inside = factor[start:stop, start:stop]
+            for at in range(stop - start):
+                rounded[at] = (columns[at] / step[at]).round_().clamp_(*self.allowed)
+                errors[at] = (columns[at] - rounded[at] * step[at]) / inside[at, at]
+                columns[at + 1 :].addr_(inside[at, at + 1 :], errors[at], alpha=-1)
+            integers[:, start:stop] = rounded.T
+            weight[:, stop:] -= errors.T @ factor[start:stop, stop:]
         return integers[:, torch.argsort(order)]
 
     def sweep(self, integers: Tensor, scales: Tensor) -> Tensor:
@@ -113,17 +134,16 @@ class _Problem:
         gradient = (self.weight - integers * steps) @ self.hessian
         for start in range(0, integers.shape[1], COLUMNS_AT_ONCE):
             stop = min(start + COLUMNS_AT_ONCE, integers.shape[1])
-            local = gradient[:, start:stop].clone()
-            changes = torch.zeros_like(local)
-            inside = self.hessian[start:stop, start:stop]
-            for column in range(start, stop):
-                step, at = steps[:, column], column - start
-                best = (integers[:, column] + local[:, at] / diagonal[column] / step).round_().clamp_(*self.allowed)
-                change = (best - integers[:, column]) * step
-                integers[:, column] = best
-                changes[:, at] = change
-                local -= change[:, None] * inside[at]
-            gradient -= changes @ self.hessian[start:stop]
+            local, step = _turned(gradient[:, start:stop]), _turned(steps[:, start:stop])
+            own, inside = _turned(integers[:, start:stop]), self.hessian[start:stop, start:stop]
+            changes = torch.empty_like(own)
+            for at in range(stop - start):
+                best = (own[at] + local[at] / diagonal[start + at] / step[at]).round_().clamp_(*self.allowed)
+                changes[at] = (best - own[at]) * step[at]
+                own[at] = best
+                local[at + 1 :].addr_(inside[at, at + 1 :], changes[at], alpha=-1)
+            integers[:, start:stop] = own.T
+            gradient -= changes.T @ self.hessian[start:stop]
         return integers
 
     def refit(self, integers: Tensor, scales: Tensor) -> Tensor:
@@ -144,6 +164,11 @@ class _Problem:
     def error(self, integers: Tensor, scales: Tensor) -> float:
         error = self.weight - integers * self.spread(scales)
         return float(((error @ self.hessian) * error).sum())
+
+
+def _turned(columns: Tensor) -> Tensor:
+    """Columns [R, n] as rows [n, R] that lie together."""
+    return columns.T.contiguous()
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from flatlm.utilities.documents import encode_document, read_documents
 from flatlm.utilities.tokenizer import Tokenizer
 
 LONGEST_ROW = 512
-MOST_TOKENS = 1 << 14
+MOST_TOKENS = 1 << 13
 """More of a text is not read: on small models, twice as much made next to no difference (benchmarks/README.md)."""
 LEAST_TOKENS = 512
 

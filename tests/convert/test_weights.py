@@ -10,6 +10,7 @@ from flatlm.convert.weights import ALIGNMENT, WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize import encode as encoder
 from flatlm.quantize.recipes import RECIPES, get_recipe
+from flatlm.utilities.calibration.calibrate import with_assumed_ranges
 from tests.models import InMemory
 
 SHAPES = {"embedding.weight": (50, 128), "blocks.0.attention_norm.weight": (128,), "blocks.0.feed_forward.down.weight": (33, 256)}
@@ -21,7 +22,8 @@ def test_what_is_written_in_chunks_is_the_encoding_of_the_whole(recipe: str, thr
     monkeypatch.setattr(encoder, "CHUNK_ELEMENTS", 700)
     generator = torch.Generator().manual_seed(0)
     values = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-    layout = WeightLayout({name: InMemory(value) for name, value in values.items()}, get_recipe(recipe))
+    with_ranges = with_assumed_ranges(get_recipe(recipe), list(SHAPES))
+    layout = WeightLayout({name: InMemory(value) for name, value in values.items()}, with_ranges)
     at, progress = 192, []
     with (tmp_path / "part").open("w+b") as file:
         scales = layout.write(file.fileno(), at, threads=threads, progress=lambda stage, done, total: progress.append((done, total)))

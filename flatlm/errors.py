@@ -40,5 +40,9 @@ class RuntimeFileError(FlatlmError):
     """An exported file cannot be run as asked: not a model, a missing signature, a prompt that does not fit."""
 
 
+class TargetError(FlatlmError):
+    """A machine to measure on cannot be reached, refuses, lacks space or a program, is of another kind, or went away."""
+
+
 class VerificationFailed(Exception):  # noqa: N818 - a result, not a fault of the input
     """An exported file's outputs are further from the reference than its recipe allows. The command line exits with 1."""

@@ -18,6 +18,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import read_documents
 from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export, require_suffix
 from flatlm.utilities.recipe_file import write_recipe
+from flatlm.utilities.results import result_path
 from flatlm.utilities.tuning.sensitivity import Costs, Sensitivity, SensitivityFile
 from flatlm.utilities.tuning.units import SEARCHED, matrix_parameters, possible, recipe_of, size, stored_bytes, units
 
@@ -196,7 +197,7 @@ class _Judged:
                 "top1_agreement": report.top1_agreement,
             }
             _write_json(self.kept_at, {"key": self.key, "files": self.kept})
-            for leftover in (self.file, self.file.with_name(f"{self.file.name}.manifest.json")):
+            for leftover in (self.file, result_path(self.file, "manifest")):
                 leftover.unlink(missing_ok=True)
         kept = self.kept[name]
         candidate = Candidate(

@@ -4,7 +4,6 @@ Everything that can be wrong with the input is found before the converter is eve
 affair (`prove`), since what runs an exported file lies above.
 """
 
-import json
 import os
 import platform
 import time
@@ -35,6 +34,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.registry import build_config
+from flatlm.utilities.results import save_result
 from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_CACHE_LENGTH = 1024
@@ -176,8 +176,7 @@ def export(
                 finish.replace_manifest(temporary, manifest)
         clock.start("finish")
         size = temporary.stat().st_size
-    with atomic_output(manifest_path(request.output)) as beside:
-        beside.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    save_result(request.output, "manifest", manifest)
     return ExportReport(
         request.output,
         size,
@@ -211,11 +210,6 @@ def require_suffix(output: Path) -> None:
     """OutputError for an output that does not say its format."""
     if output.suffix not in SUFFIXES:
         raise OutputError(f"{output}: the suffix says the format; use {' or '.join(SUFFIXES)}")
-
-
-def manifest_path(output: Path) -> Path:
-    """Where an output's manifest lies beside it; the same text is in the file's own metadata."""
-    return output.with_name(f"{output.name}.manifest.json")
 
 
 def _write_model(

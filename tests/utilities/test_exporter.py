@@ -10,7 +10,8 @@ from flatlm.generative.inspect import read_manifest
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities import exporter
-from flatlm.utilities.exporter import ExportRequest, export, manifest_path
+from flatlm.utilities.exporter import ExportRequest, export
+from flatlm.utilities.results import result_path
 from tests.examples.references import Case, make_llama
 
 
@@ -44,7 +45,7 @@ def test_weights_written_while_compiling_are_the_same(recipe: str, checkpoint: P
 def test_the_manifest_lies_beside_the_file_and_in_it(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.tflite"
     export(ExportRequest(checkpoint, output, get_recipe("none"), (4,), 16), prove=lambda path: {"max_abs_error": 0.5})
-    beside = json.loads(manifest_path(output).read_text())
+    beside = json.loads(result_path(output, "manifest").read_text())
     assert beside == read_manifest(output)
     assert beside["verification"] == {"max_abs_error": 0.5}
     assert beside["signatures"] == ["prefill_4", "decode"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.random_checkpoint import write_checkpoint
-from flatlm.generative.evaluate import evaluate
+from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.model_file import read_model_file
 from flatlm.generative.runner import Runner
 from flatlm.layers.config import CacheDtype
@@ -118,7 +118,7 @@ def _quality(place: Path, dtype: CacheDtype) -> None:
         file = place / "demo.tflite"
         request = ExportRequest(ASSETS / "demo_model", file, get_recipe("none"), (64,), 512, prefill_logits=logits, kv_cache_dtype=dtype)
         export(request)
-        report = evaluate(file, texts, checkpoint=ASSETS / "demo_model", max_tokens=4000)
+        report = evaluate(EvaluationRequest(file, texts, ASSETS / "demo_model", max_tokens=4000, reference_top=0)).divergence
         row += [f"{report.mean_kl:.1e}", f"{report.top1_agreement:.4f}"]
     print(f"| {' | '.join(row)} |", flush=True)
 

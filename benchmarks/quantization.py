@@ -40,13 +40,14 @@ from benchmarks.quantization_peers import (
 )
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import FlatlmError
-from flatlm.generative.evaluate import RunningFile, chunk_length, measure, read_documents, text_pieces
+from flatlm.generative.evaluation.evaluate import encoded, measure, text_pieces
+from flatlm.generative.evaluation.scoring import RunningFile, chunk_length
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
 from flatlm.quantize.method import Method
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.documents import Piece
+from flatlm.utilities.documents import Piece, read_documents
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.tokenizer import Tokenizer
@@ -119,7 +120,8 @@ class Case:
 
     def _pieces(self, documents: Any, length: int) -> list[Piece]:
         vocabulary = self.model.config.vocab_size
-        return text_pieces(documents, Tokenizer.load(self.checkpoint), length=length, vocab_size=vocabulary, max_tokens=self.tokens)
+        ids = encoded(documents, Tokenizer.load(self.checkpoint), vocab_size=vocabulary)
+        return text_pieces(ids, length, length // 2, max_tokens=self.tokens)
 
     def facts(self) -> Figures:
         """What figures depend on: those of another checkpoint or text are dropped."""

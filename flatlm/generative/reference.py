@@ -141,18 +141,24 @@ def _known_to_transformers(checkpoint: Path, length: int) -> bool:
 REFERENCES = ("transformers", "eager")
 
 
-def open_reference(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> Reference:
-    """The reference called `against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model.
+def reference_name(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> str:
+    """`against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model.
 
     The eager model also where transformers has no class for the checkpoint, cannot read its form, or would turn positions otherwise.
+    Raises ConfigError where what was asked for cannot be had.
     """
     missing = [name for name in ("transformers", *(["peft"] if lora else [])) if find_spec(name) is None]
     if against is None:
-        against = "eager" if missing or is_quantized(checkpoint) or not _known_to_transformers(checkpoint, length) else "transformers"
-    if against == "eager":
+        return "eager" if missing or is_quantized(checkpoint) or not _known_to_transformers(checkpoint, length) else "transformers"
+    if against not in REFERENCES:
+        raise ConfigError(f"--against {against}: choose one of {', '.join(REFERENCES)}")
+    if against == "transformers" and missing:
+        raise ConfigError(f"--against transformers needs {' and '.join(missing)}: install what is missing, or choose --against eager")
+    return against
+
+
+def open_reference(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> Reference:
+    """The reference that `reference_name` chooses, for contexts of `length` tokens."""
+    if reference_name(checkpoint, length=length, against=against, lora=lora) == "eager":
         return EagerReference(checkpoint, length=length, lora=lora)
-    if against == "transformers":
-        if missing:
-            raise ConfigError(f"--against transformers needs {' and '.join(missing)}: install what is missing, or choose --against eager")
-        return TransformersReference(checkpoint, lora=lora)
-    raise ConfigError(f"--against {against}: choose one of {', '.join(REFERENCES)}")
+    return TransformersReference(checkpoint, lora=lora)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import ExportError, OutputError, RecipeError, TextError
-from flatlm.generative.evaluate import evaluate
+from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.quantize.knapsack import Choice, Option, front, within
 from flatlm.quantize.recipes import Recipe, get_recipe
 from flatlm.quantize.schemes import get_scheme
@@ -109,7 +109,7 @@ def tune(
         )
         key = {"checkpoint": checkpoint.fingerprint(), "text": _digest(learned), "tokens": text.count(), "schemes": list(schemes)}
         costs = _sensitivities(plan, text, schemes, SensitivityFile(work / "sensitivity.json", key), progress)
-    search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, progress))
+    search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, plan.geometry.length // 2, progress))
     best = search.run()
     recipe_file = work / "recipe.json"
     write_recipe(recipe_file, best.recipe)
@@ -155,9 +155,15 @@ class _Judged:
     """Exports candidates and measures their files; what was measured is kept in `work`/candidates.json, by recipe."""
 
     def __init__(
-        self, work: Path, request: ExportRequest, documents: Sequence[str], key: Mapping[str, object], progress: Progress | None
+        self,
+        work: Path,
+        request: ExportRequest,
+        documents: Sequence[str],
+        key: Mapping[str, object],
+        stride: int,
+        progress: Progress | None,
     ) -> None:
-        self.request, self.documents, self.progress = request, documents, progress
+        self.request, self.documents, self.stride, self.progress = request, documents, stride, progress
         self.file = work / f"candidate{request.output.suffix}"
         self.kept_at = work / "candidates.json"
         cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
@@ -180,21 +186,24 @@ class _Judged:
         name = _digest([[rule.pattern, rule.scheme_name] for rule in recipe.rules])
         if name not in self.kept:
             export(replace(self.request, recipe=recipe, output=self.file, prefill_logits=True), progress=self.progress)
-            report = evaluate(
+            judged = EvaluationRequest(
                 self.file,
                 self.documents,
-                checkpoint=self.request.checkpoint,
-                lora=self.request.lora,
-                max_tokens=JUDGED_TOKENS,
+                self.request.checkpoint,
+                self.request.lora,
                 tokenizer=self.request.checkpoint,
-                progress=self.progress,
+                stride=self.stride,
+                max_tokens=JUDGED_TOKENS,
+                greedy_prompts=0,
+                reference_top=0,  # every candidate is compared with the whole distributions
             )
-            assert report.mean_kl is not None and report.top1_agreement is not None
+            report = evaluate(judged, progress=self.progress)
+            assert report.divergence is not None
             self.kept[name] = {
                 "file_bytes": self.file.stat().st_size,
-                "mean_kl": report.mean_kl,
+                "mean_kl": report.divergence.mean_kl,
                 "perplexity": report.perplexity,
-                "top1_agreement": report.top1_agreement,
+                "top1_agreement": report.divergence.top1_agreement,
             }
             _write_json(self.kept_at, {"key": self.key, "files": self.kept})
             for leftover in (self.file, result_path(self.file, "manifest")):

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from flatlm.errors import RuntimeFileError, TokenizerError
-from flatlm.generative.divergence import kl_divergence, log_softmax
+from flatlm.generative.evaluation.divergence import kl_divergence, log_softmax
+from flatlm.generative.evaluation.greedy import equal_tokens, greedy_tokens
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
-from flatlm.generative.sampling import Sampler
 from flatlm.quantize.recipes import Bound, Recipe
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -155,20 +155,7 @@ def _compare_text(
 def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) -> tuple[int, int]:
     """How many of each side's own greedy tokens are equal before the first difference, and out of how many."""
     count = min(GREEDY_TOKENS, runner.cache_length - len(start) + 1)
-    reference.reset()
-    runner.reset()
-    greedy = Sampler()
-    expected, got = reference.feed(start)[-1], None
-    runner.prefill(start[:-1])
-    token = start[-1]
-    for equal in range(count):
-        got = runner.step(token)
-        token = greedy.pick(expected)
-        if greedy.pick(got) != token:
-            return equal, count
-        if equal + 1 < count:
-            expected = reference.feed([token])[-1]
-    return count, count
+    return equal_tokens(runner, start, greedy_tokens(reference, start, count)), count
 
 
 def require_its_adapter(file: Path, lora: Path | None) -> None:

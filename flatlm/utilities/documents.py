@@ -61,19 +61,23 @@ def encode_document(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[in
     return ids
 
 
-def cut(ids: Sequence[int], length: int, *, begin: Sequence[int] = ()) -> Iterator[Piece]:
-    """Pieces that score each token but the first exactly once, from at most `length` tokens before it.
+def windows(ids: Sequence[int], context: int, stride: int | None) -> Iterator[Piece]:
+    """A document's windows of at most `context` tokens, which score each token but the first exactly once.
 
-    A later piece begins with `begin` (BOS) and the last token of the piece before. What comes soon after a cut is thus foretold from a
-    short context.
+    Window k begins at token k * `stride`, and scores what the ones before did not: each token but those of the first window is foretold
+    from at least context - stride others. `stride` None: only the first window; the rest of the document is left out. (The method of
+    Hugging Face's "Perplexity of fixed-length models".) ValueError for a stride outside 1 to context - 1.
     """
-    begin = tuple(begin) if length > len(begin) else ()
-    last = min(length, len(ids) - 1)
-    yield Piece(tuple(ids[: last + 1]), last)
-    room = length - len(begin)
-    for first in range(last, len(ids) - 1, room):
-        part = tuple(ids[first : first + room + 1])
-        yield Piece((*begin, *part), len(part) - 1)
+    if stride is not None and not 0 < stride < context:
+        raise ValueError(f"a stride of {stride} in a context of {context}")
+    scored = min(context, len(ids))
+    yield Piece(tuple(ids[:context]), scored - 1)
+    begin = 0
+    while stride is not None and scored < len(ids):
+        begin += stride
+        end = min(begin + context, len(ids))
+        yield Piece(tuple(ids[begin:end]), end - scored)
+        scored = end
 
 
 def _read(path: Path) -> str:

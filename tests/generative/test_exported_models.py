@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from flatlm.generative.divergence import kl_divergence
+from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.generate import generate
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe

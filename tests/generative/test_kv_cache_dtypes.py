@@ -10,7 +10,7 @@ import torch
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import ExportError
-from flatlm.generative.evaluate import evaluate
+from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.generate import generate
 from flatlm.generative.inspect import inspect_file, read_manifest
 from flatlm.generative.runner import Runner
@@ -96,7 +96,7 @@ def test_held_out_text_of_the_demo_model(dtype: CacheDtype, tmp_path: Path) -> N
     for logits in (False, True):
         file = tmp_path / "model.tflite"
         report = export(ExportRequest(DEMO, file, get_recipe("none"), (64,), 512, prefill_logits=logits, kv_cache_dtype=dtype))
-        measured = evaluate(file, texts, checkpoint=DEMO, max_tokens=2000)
+        measured = evaluate(EvaluationRequest(file, texts, DEMO, max_tokens=2000, reference_top=0)).divergence
         assert measured.mean_kl is not None and 1e-9 < measured.mean_kl <= MOST_KL[dtype]
     assert report.kv_cache_dtype == dtype == read_manifest(file)["kv_cache_dtype"]
     assert inspect_file(file).signatures[0].inputs["kv_cache_k_0"] == f"{dtype}[1,2,512,32]"

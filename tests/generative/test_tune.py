@@ -9,7 +9,7 @@ import pytest
 from flatlm.commands.tune import _bytes
 from flatlm.errors import ExportError, OutputError, RecipeError, TextError
 from flatlm.generative import tune as module
-from flatlm.generative.evaluate import evaluate
+from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.front_plot import plot_front
 from flatlm.generative.tune import Budget, Candidate, _Search, tune
 from flatlm.quantize.knapsack import Option
@@ -156,7 +156,7 @@ def test_a_real_search_measures_files_and_goes_on_where_it_was(tmp_path, monkeyp
     weights = 8 * report.best.weight_bytes / 1_312_768
     assert 4 < weights <= 6
     judged = json.loads(TEXT.read_text())
-    measured = evaluate(request.output, judged[-20:], checkpoint=DEMO, max_tokens=150)
+    measured = evaluate(EvaluationRequest(request.output, judged[-20:], DEMO, max_tokens=150, reference_top=0)).divergence
     assert measured.mean_kl is not None and measured.mean_kl < 0.1
     picture = tmp_path / "front.svg"
     plot_front(picture, report.front, report.candidates, report.best)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flatlm.generative.divergence import kl_divergence
+from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.verify import _Tally
 from flatlm.quantize.recipes import Bound
 

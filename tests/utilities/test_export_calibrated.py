@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flatlm.cli import main
 from flatlm.convert.worker import CompilerProcess
-from flatlm.generative.evaluate import evaluate
+from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.verify import verify
 from flatlm.quantize import calibrate as eager
 from flatlm.quantize.carried import IntegerRows
@@ -87,7 +87,9 @@ class Exports:
     def kl(self, checkpoint: Path, recipe: Recipe) -> float:
         """Of the file from its checkpoint, on text that was not calibrated on."""
         if (checkpoint, recipe) not in self.divergences:
-            found = evaluate(self(checkpoint, recipe), STORIES[-4:], checkpoint=checkpoint, max_tokens=400).mean_kl
+            found = evaluate(
+                EvaluationRequest(self(checkpoint, recipe), STORIES[-4:], checkpoint, max_tokens=400, reference_top=0)
+            ).divergence.mean_kl
             assert found is not None
             self.divergences[checkpoint, recipe] = found
         return self.divergences[checkpoint, recipe]

@@ -1,0 +1,77 @@
+"""What a long evaluation has found so far, on disk: killed at any time, it goes on after the last whole window."""
+
+import fcntl
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Self
+
+import numpy as np
+
+from flatlm.errors import OutputError
+from flatlm.generative.evaluation.scores import TOKEN, Tokens
+from flatlm.generative.memory import cache_directory
+
+
+def journal_directory() -> Path:
+    """Where evaluations that are not finished are kept unless the user says otherwise."""
+    return cache_directory() / "evaluations"
+
+
+class Journal:
+    """The windows' tokens, one window after the other. Without a file, nothing is kept."""
+
+    def __init__(self, folder: Path | None = None, tokens: IO[bytes] | None = None) -> None:
+        """Use `Journal.open`."""
+        self.folder = folder
+        self._file = tokens
+
+    @classmethod
+    def open(cls, directory: Path, key: str) -> Self:
+        """Where another process is at the very same evaluation, one that keeps nothing. Raises OutputError where it cannot be written."""
+        folder = directory / key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / "tokens").open("a+b")
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --work folder") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return cls()
+        return cls(folder, file)
+
+    def read(self, counts: list[int]) -> list[Tokens]:
+        """The first windows' tokens, given each window's number of them: as many as are whole. What follows is dropped."""
+        if self._file is None:
+            return []
+        self._file.seek(0)
+        found = np.frombuffer(self._file.read(), np.uint8)
+        tokens = found[: len(found) // TOKEN.itemsize * TOKEN.itemsize].view(TOKEN)
+        windows, end = list[Tokens](), 0
+        for count in counts:
+            if end + count > len(tokens):
+                break
+            windows.append(tokens[end : end + count])
+            end += count
+        self._file.truncate(end * TOKEN.itemsize)
+        return windows
+
+    def append(self, tokens: Tokens) -> None:
+        """A window's. A full disk is not an error: the rest is then not kept."""
+        if self._file is not None:
+            try:
+                self._file.write(tokens.tobytes())
+                self._file.flush()
+            except OSError:
+                self.close()
+
+    def close(self, *, finished: bool = False) -> None:
+        """`finished`: it is not needed any more."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
+        if finished and self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -19,6 +19,7 @@ VERBS = {
     "inspect": "what an exported file holds: signatures, operators, weights, manifest",
     "verify": "run an exported file against the checkpoint's reference",
     "generate": "text from an exported file",
+    "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",
     "benchmark": "speed and memory of an exported file",
     "models": "the model families that can be exported",
     "recipes": "the quantization recipes",

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 from flatlm.commands import base
-from flatlm.errors import TokenizerError
+from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generate import generate, stream
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
-from flatlm.utilities.bundling import bundled_tokenizer
-from flatlm.utilities.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
-    tokenizer = find_tokenizer(args.file, args.tokenizer)
+    tokenizer = file_tokenizer(args.file, args.tokenizer)
     with Runner.open(args.file, threads=args.threads) as runner:
         prompt_ids = tokenizer.encode(args.prompt)
         if args.json:
@@ -41,12 +39,3 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.flush()
         print()
     return 0
-
-
-def find_tokenizer(file: Path, directory: Path | None) -> Tokenizer:
-    """The one that was named, else the bundle's own. Raises TokenizerError."""
-    if directory is not None:
-        return Tokenizer.load(directory)
-    if file.suffix == ".litertlm":
-        return bundled_tokenizer(file)
-    raise TokenizerError(f"{file} has no tokenizer of its own: give its directory with --tokenizer DIR, or export to .litertlm")

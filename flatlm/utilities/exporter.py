@@ -20,7 +20,7 @@ from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
 from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
-from flatlm.errors import ExportError, OutputError, RecipeError
+from flatlm.errors import ExportError, OutputError, RecipeError, TokenizerError
 from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.method import PLAIN
@@ -302,11 +302,20 @@ def _manifest(
         "kv_cache_len": plan.geometry.length,
         **({} if plan.geometry.dtype is CacheDtype.FLOAT32 else {"kv_cache_dtype": str(plan.geometry.dtype)}),
         "vocab_size": plan.config.vocab_size,
+        **_tokenizer(request.checkpoint),
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.ignored_config_keys),
         **({"integers": plan.layout.carry.to_dict()} if plan.layout.carry else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def _tokenizer(checkpoint: Path) -> dict[str, str]:
+    """What tells the checkpoint's tokenizer from others; nothing, where it has none that FlatLM reads."""
+    try:
+        return {"tokenizer": Tokenizer.load(checkpoint).probe()}
+    except TokenizerError:
+        return {}
 
 
 class _Clock:

@@ -7,6 +7,7 @@ add_bos_token decides, and none is added where it is absent (transformers 5 does
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,6 +26,8 @@ TokenizerKind: TypeAlias = Literal["hf", "sentencepiece"]
 _FILES: dict[str, TokenizerKind] = {"tokenizer.json": "hf", "tokenizer.model": "sentencepiece"}
 _BACKENDS: dict[TokenizerKind, type[HfBackend] | type[SentencePieceBackend]] = {"hf": HfBackend, "sentencepiece": SentencePieceBackend}
 _OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
+
+_PROBE = "The quick brown fox, 1234567890 - naïve café;  def main():\n\treturn [x**2 for x in range(10)]  # 中文 日本語 русский 😀\n"
 
 
 class Tokenizer:
@@ -105,6 +108,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The largest id, plus one. A model's own vocabulary is often padded beyond it."""
         return self._backend.vocab_size()
+
+    def probe(self) -> str:
+        """A digest of the ids that a fixed text of many scripts gets: with different ones, tokenizers give other ids to the same text."""
+        ids = self.encode(_PROBE, add_special_tokens=False)
+        return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its text in the vocabulary, or None."""

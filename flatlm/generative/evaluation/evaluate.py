@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from flatlm.errors import RuntimeFileError, TextError, TokenizerError
+from flatlm.errors import RuntimeFileError, TextError
 from flatlm.generative.evaluation.greedy import GreedyDivergence, greedy_divergence, greedy_tokens, prompt_key, prompts_of
 from flatlm.generative.evaluation.journal import Journal, journal_directory
 from flatlm.generative.evaluation.reference_cache import TOP, ReferenceCache, reference_directory, top_that_fits
 from flatlm.generative.evaluation.scores import Divergence, Tokens, divergence, perplexity
 from flatlm.generative.evaluation.scoring import KeptReference, RunningFile, Subject, chunk_length, score_windows
+from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.reference import Reference, open_reference, reference_name
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import require_its_adapter, require_the_same_vocabulary
-from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import Piece, encode_document, windows
 from flatlm.utilities.tokenizer import Tokenizer
@@ -139,17 +139,6 @@ def measure(subject: Subject, pieces: Sequence[Piece], *, reference: Reference |
     nll = float(np.concatenate(scored)["nll"].mean())
     report = EvaluationReport(sum(map(len, scored)), nll, perplexity(nll), max(len(piece.ids) for piece in pieces), None, 0)
     return report if reference is None else replace(report, against=reference.name, divergence=divergence(scored))
-
-
-def file_tokenizer(file: Path, directory: Path | None, checkpoint: Path | None = None) -> Tokenizer:
-    """The tokenizer from a directory, else the bundle's own, else the checkpoint's. Raises TokenizerError where there is none."""
-    if directory is not None:
-        return Tokenizer.load(directory)
-    if file.suffix == ".litertlm":
-        return bundled_tokenizer(file)
-    if checkpoint is not None:
-        return Tokenizer.load(checkpoint)
-    raise TokenizerError(f"{file} has no tokenizer of its own: give its directory with --tokenizer DIR, or the checkpoint")
 
 
 def encoded(documents: Sequence[str], tokenizer: Tokenizer, *, vocab_size: int) -> list[list[int]]:

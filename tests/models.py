@@ -1,13 +1,13 @@
 """Tiny models with every parameter random, and ways to run what was exported from them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flatlm.convert.decoder import stamp_decoder
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.link import link_and_write
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.weights import WeightLayout
@@ -67,23 +67,6 @@ def random_decoder(
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.25 * noise
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A weight source whose values are at hand."""
-
-    values: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop]
-
-    def origin(self, row: int) -> str:
-        return "memory"
 
 
 def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none") -> Path:

@@ -5,23 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.commands import base
-from flatlm.commands.export import add_model_arguments, of_dtype, request_of
+from flatlm.commands.export import add_model_arguments, add_recipe_argument, of_dtype, request_of
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
 from flatlm.utilities.calibration.calibrate import with_assumed_ranges
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import ExportPlan, plan_export
+from flatlm.utilities.recipe_file import find_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
+    add_recipe_argument(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.checkpoint, lora=args.lora) as checkpoint:
-        request = request_of(args, args.checkpoint / "model.tflite")
+        request = request_of(args, args.checkpoint / "model.tflite", find_recipe(args.recipe))
         plan = plan_export(checkpoint, request)
         layouts = {name: _layout(plan, name) for name in RECIPES}
     sizes = {name: layout.size if isinstance(layout, WeightLayout) else layout for name, layout in layouts.items()}

@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # what loads torch is imported where it is used, after the co
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_argument(parser)
+    add_export_arguments(parser)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of them but the recipe."""
     parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format"
@@ -28,11 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify-tokens", type=int, default=None, metavar="N", help="compare at least so many tokens (256)")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that decide what is in the file."""
+def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="dynamic_int8", metavar="NAME", help="quantization recipe (flatlm recipes lists them), or a recipe.json"
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is in the file, but for the recipe."""
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="text for calibrated recipes: .txt, or a .json or .jsonl of documents"
     )
@@ -52,13 +61,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def request_of(args: argparse.Namespace, output: Path) -> "ExportRequest":
+def request_of(args: argparse.Namespace, output: Path, recipe: Recipe) -> "ExportRequest":
+    """What `add_model_arguments` say."""
     from flatlm.utilities.exporter import ExportRequest
 
     return ExportRequest(
         args.checkpoint,
         output,
-        find_recipe(args.recipe),
+        recipe,
         args.prefill,
         args.kv_cache_len,
         args.prefill_logits,
@@ -76,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration is not None and not recipe.calibrated:
         print(f"warning: recipe {recipe.name} needs no text: --calibration {args.calibration} is not read", file=sys.stderr)
     with CompilerProcess() as compiler:
-        request = request_of(args, args.output)
+        request = request_of(args, args.output, recipe)
         return _run(args, request, compiler)
 
 

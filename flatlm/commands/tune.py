@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flatlm.commands import base, export
 from flatlm.errors import FlatlmError
+from flatlm.quantize.recipes import get_recipe
 
 if TYPE_CHECKING:
     from flatlm.generative.tune import TuneReport
@@ -16,7 +17,7 @@ ROWS_SHOWN = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    export.add_arguments(parser)
+    export.add_export_arguments(parser)
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max-size", type=_bytes, metavar="SIZE", help="the file's size at most, such as 700MB: the least KL within it")
     budget.add_argument("--max-kl", type=_positive, metavar="KL", help="the KL at most, in nats: the smallest file within it")
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     schemes = tuple(args.schemes.split(",")) if args.schemes else SEARCHED
     budget = tune.Budget(args.max_size, args.max_kl, args.bits)
     with base.progress_bar() as progress:
-        request = export.request_of(args, args.output)
+        request = export.request_of(args, args.output, get_recipe("none"))
         prove = None if args.no_verify else export.prover(request, args.verify_tokens, progress)
         report = tune.tune(request, budget, schemes=schemes, prove=prove, progress=progress)
     picture = report.recipe_file.with_name(f"front.{args.plot}")

@@ -7,20 +7,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from flatlm.convert import flatbuffer
-from flatlm.convert.calls import (
-    DEQUANTIZE,
-    EMBEDDING,
-    LINEAR,
-    MATMUL_TRANSPOSED,
-    PARAMETER,
-    QUANTIZE,
-    SEPARATOR,
-    SPLICE,
-    TAKE,
-    TOP_K,
-    UPDATE_SLICE,
-)
+from flatlm.convert import calls, flatbuffer
 from flatlm.convert.weights import PlacedWeight, WeightLayout
 from flatlm.errors import ExportError
 from flatlm.quantize.activations import Affine
@@ -81,16 +68,16 @@ class Linker:
         self._layout = layout
         self._weights: dict[str, LinkedWeight] = {}
         rewrites: dict[str, Callable[[_GraphLinker, Any, str], None]] = {
-            LINEAR: _GraphLinker.linear,
-            EMBEDDING: _GraphLinker.embedding,
-            PARAMETER: _GraphLinker.parameter,
-            MATMUL_TRANSPOSED: _GraphLinker.matmul_transposed,
-            UPDATE_SLICE: _GraphLinker.update_slice,
-            TAKE: _GraphLinker.take,
-            TOP_K: _GraphLinker.top_k,
-            SPLICE: _GraphLinker.splice,
-            QUANTIZE: _GraphLinker.quantize,
-            DEQUANTIZE: _GraphLinker.dequantize,
+            calls.LINEAR: _GraphLinker.linear,
+            calls.EMBEDDING: _GraphLinker.embedding,
+            calls.PARAMETER: _GraphLinker.parameter,
+            calls.MATMUL_TRANSPOSED: _GraphLinker.matmul_transposed,
+            calls.UPDATE_SLICE: _GraphLinker.update_slice,
+            calls.TAKE: _GraphLinker.take,
+            calls.TOP_K: _GraphLinker.top_k,
+            calls.SPLICE: _GraphLinker.splice,
+            calls.QUANTIZE: _GraphLinker.quantize,
+            calls.DEQUANTIZE: _GraphLinker.dequantize,
         }
         for graph in model.subgraphs:
             _GraphLinker(self, graph).rewrite(rewrites)
@@ -143,7 +130,7 @@ class _GraphLinker:
         self.graph.operators = self.operators
 
     def linear(self, op: Any, config: str) -> None:
-        weight, bias = config.split(SEPARATOR)
+        weight, bias = config.split(calls.SEPARATOR)
         if self.linker.weight(weight).scheme.compute == "static":
             self._static_linear(op, weight)
             return

@@ -8,7 +8,6 @@ weight's name, and the integers go to a source of weights that keeps them as the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import flatlm.layers.ops  # noqa: F401 - registers the named operators
 from flatlm.convert.generic import Entry
+from flatlm.convert.in_memory import InMemory, IntegersInMemory
 from flatlm.convert.weights import WeightLayout, WeightSource
 from flatlm.errors import RecipeError
 from flatlm.quantize import pt2e
-from flatlm.quantize.carried import IntegerRows, StoredIntegers
+from flatlm.quantize.carried import IntegerRows
 from flatlm.quantize.pt2e import RecipeQuantizer
 from flatlm.quantize.recipes import Recipe
-from flatlm.quantize.schemes import BITS, Scheme
 
 
 def quantize(entries: Sequence[Entry], recipe: Recipe) -> tuple[list[Entry], WeightLayout]:
@@ -42,39 +41,6 @@ def quantize(entries: Sequence[Entry], recipe: Recipe) -> tuple[list[Entry], Wei
         free.append((name, rewrite.graph(), args, kwargs))
         sources |= rewrite.sources
     return free, WeightLayout(sources, quantizer, biases=quantizer.bias_keys())
-
-
-@dataclass(frozen=True)
-class Values:
-    """A weight or a bias that stays floats: [R, C] or [R]."""
-
-    name: str
-    values: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop]
-
-    def origin(self, row: int) -> str:
-        return f"parameter {self.name}"
-
-
-@dataclass(frozen=True)
-class Integers(Values):
-    """A weight that PT2E has quantized: integers int8 [R, C] as `values`, and their scales [R, groups]."""
-
-    scales: Tensor
-    scheme: Scheme
-
-    def stored_integers(self) -> StoredIntegers:
-        """They fit: they were encoded for this very scheme."""
-        return StoredIntegers(BITS[self.scheme.storage], self.scheme.block_size)
-
-    def integer_rows(self, start: int, stop: int) -> IntegerRows:
-        return IntegerRows(self.values[start:stop], self.scales[start:stop])
 
 
 class _Rewrite:
@@ -111,13 +77,13 @@ class _Rewrite:
         """Keep the weight's source; returns the weight, for its shape."""
         weight = self._quantizer.weights[key]
         if weight.scheme.storage == "float32":
-            self.sources[key] = Values(weight.name, weight.tensor.detach())
+            self.sources[key] = InMemory(weight.tensor.detach(), f"parameter {weight.name}")
         else:
             stored = self._quantizer.store(key)
             if stored.scales is None:
-                self.sources[key] = Values(weight.name, stored.values)
+                self.sources[key] = InMemory(stored.values, f"parameter {weight.name}")
             else:
-                self.sources[key] = Integers(weight.name, stored.values, stored.scales, weight.scheme)
+                self.sources[key] = IntegersInMemory(IntegerRows(stored.values, stored.scales), weight.scheme, f"parameter {weight.name}")
         return weight.tensor
 
     def _linear(self, node: Node, key: str) -> None:
@@ -126,7 +92,7 @@ class _Rewrite:
         tensor = pt2e.attribute(self._converted, bias)
         bias_key = None if tensor is None else self._quantizer.key(tensor)
         if tensor is not None and bias_key is not None:
-            self.sources[bias_key] = Values(bias_key, tensor.detach())
+            self.sources[bias_key] = InMemory(tensor.detach(), f"parameter {bias_key}")
         replaced = [node]
         ranges = self._quantizer.weights[key].ranges
         if ranges is not None:

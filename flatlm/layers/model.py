@@ -81,11 +81,7 @@ class Decoder(nn.Module):
 
     def epilogue(self, x: Tensor) -> Tensor:
         """From x [B, T, D] to logits [B, T, V]."""
-        logits: Tensor = self.lm_head(self.final_norm(x))
-        if self.config.logit_scale != 1.0:
-            logits = logits * self.config.logit_scale
-        cap = self.config.logit_softcap
-        return logits if cap is None else torch.tanh(logits * (1 / cap)) * cap
+        return final_logits(self.lm_head(self.final_norm(x)), self.config)
 
     def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[Cache] | None = None) -> tuple[Tensor, list[Cache]]:
         """Logits [B, T, V] and the updated caches for tokens [B, T] int32 at consecutive positions input_pos [T] int32.
@@ -142,3 +138,11 @@ def build_on_meta(config: ModelConfig, geometry: CacheGeometry) -> Decoder:
     """The model without any weight's memory; only the rope tables are real."""
     with torch.device("meta"):
         return Decoder(config, geometry).eval()
+
+
+def final_logits(products: Tensor, config: ModelConfig) -> Tensor:
+    """Logits [..., V] from what the head's matrix gives: scaled, then bounded softly."""
+    if config.logit_scale != 1.0:
+        products = products * config.logit_scale
+    cap = config.logit_softcap
+    return products if cap is None else torch.tanh(products * (1 / cap)) * cap

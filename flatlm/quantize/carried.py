@@ -16,6 +16,7 @@ unchanged where its integers are wide enough and its blocks lie within the group
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
@@ -34,6 +35,10 @@ class IntegerRows:
     integers: torch.Tensor
     scales: torch.Tensor
 
+    def values(self) -> torch.Tensor:
+        """What they mean, float32 [R, C]."""
+        return self.integers.to(torch.float32) * self.scales.repeat_interleave(self.integers.shape[1] // self.scales.shape[1], 1)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredIntegers:
@@ -51,6 +56,11 @@ class StoredIntegers:
     largest_scale: float = 1.0
     exact_in_blocks: bool = True
     chosen: bool = False
+
+    @classmethod
+    def of(cls, scheme: Scheme, *, chosen: bool = False) -> Self:
+        """Integers that were made for a scheme, and so fit it."""
+        return cls(BITS[scheme.storage], scheme.block_size, chosen=chosen)
 
     def misfit(self, scheme: Scheme) -> str | None:
         """Why the scheme does not hold these integers; None where it does."""

@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import flatbuffer, generic
 from flatlm.convert.decoder import WholeDecoder, stamp_decoder
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.link import link_and_write
 from flatlm.convert.signatures import signature_specs
 from flatlm.convert.weights import WeightLayout
@@ -37,7 +38,7 @@ from flatlm.quantize.method import Method
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.calibration.calibrate import calibrate_checkpoint
 from flatlm.utilities.calibration.sources import Scratch
-from tests.models import InMemory, Signatures, random_decoder, random_inputs
+from tests.models import Signatures, random_decoder, random_inputs
 
 SPECS = signature_specs((4,), prefill_logits=True)
 ROPE = AttentionConfig(16, 8, 8, RopeConfig(8))

@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import nn
 
 import flatlm.convert
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import BIAS_LEVELS, WeightLayout
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.quantize.activations import ActivationRange, Affine, LayerRanges
@@ -17,7 +18,6 @@ from flatlm.quantize.encode import encode
 from flatlm.quantize.quant_recipes import full_int8_static_recipe
 from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import SCHEMES
-from tests.models import InMemory
 
 RESOLVERS = {"delegate": OpResolverType.AUTO, "plain": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 ROWS, COLUMNS = 33, 258

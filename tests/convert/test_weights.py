@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import ALIGNMENT, WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize import encode as encoder
 from flatlm.quantize.recipes import RECIPES, get_recipe
 from flatlm.utilities.calibration.calibrate import with_assumed_ranges
-from tests.models import InMemory
 
 SHAPES = {"embedding.weight": (50, 128), "blocks.0.attention_norm.weight": (128,), "blocks.0.feed_forward.down.weight": (33, 256)}
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import WeightSource
 from flatlm.layers.config import BlockConfig, MixtureConfig, ModelConfig, NormConfig, NormKind
 from flatlm.quantize.rotation import random_hadamard
-from flatlm.utilities.calibration.sources import Changed, Values, read_whole
+from flatlm.utilities.calibration.sources import Changed, read_whole
 
 
 def obstacle(config: ModelConfig) -> str | None:
@@ -42,12 +43,12 @@ def rotate(config: ModelConfig, sources: Mapping[str, WeightSource], seed: int =
         gain = read_whole(sources[norm]) if norm in sources else torch.ones(config.embedding_dim)
         turned[name] = Changed(sources[name], lambda rows, start: (rows * gain) @ matrix)
         if norm in sources:
-            turned[norm] = Values(torch.ones_like(gain), sources[norm])
+            turned[norm] = InMemory(torch.ones_like(gain), sources[norm].origin(0))
 
     def write(name: str) -> None:
         turned[f"{name}.weight"] = _Turned(sources[f"{name}.weight"], matrix)
         if f"{name}.bias" in sources:
-            turned[f"{name}.bias"] = Values(read_whole(sources[f"{name}.bias"]) @ matrix, sources[f"{name}.bias"])
+            turned[f"{name}.bias"] = InMemory(read_whole(sources[f"{name}.bias"]) @ matrix, sources[f"{name}.bias"].origin(0))
 
     for table in ("embedding.weight", "position_embedding.weight"):
         if table in sources:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from flatlm.errors import CheckpointError
 from flatlm.quantize.carried import IntegerRows, StoredIntegers
 from flatlm.quantize.method import Rounding
 from flatlm.quantize.scale_search import round_rows
-from flatlm.quantize.schemes import BITS, Scheme
+from flatlm.quantize.schemes import Scheme
 
 
 def read_rows(source: WeightSource, start: int, stop: int) -> Tensor:
@@ -33,24 +34,6 @@ def read_rows(source: WeightSource, start: int, stop: int) -> Tensor:
 def read_whole(source: WeightSource) -> Tensor:
     """All of a weight, as `read_rows` has it."""
     return read_rows(source, 0, source.shape[0])
-
-
-@dataclass(frozen=True)
-class Values:
-    """A small parameter in memory, in the place of another."""
-
-    values: Tensor
-    instead_of: WeightSource
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop]
-
-    def origin(self, row: int) -> str:
-        return self.instead_of.origin(row)
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,7 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Chosen(ABC):
     """What all have in common whose integers were chosen for the very scheme they are stored by."""
 
     source: WeightSource
@@ -84,14 +67,13 @@ class _Chosen:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """What the integers mean."""
-        found = self.integer_rows(start, stop)
-        return found.integers.to(torch.float32) * found.scales.repeat_interleave(self.shape[1] // found.scales.shape[1], 1)
+        return self.integer_rows(start, stop).values()
 
-    def integer_rows(self, start: int, stop: int) -> IntegerRows:
-        raise NotImplementedError
+    @abstractmethod
+    def integer_rows(self, start: int, stop: int) -> IntegerRows: ...
 
     def stored_integers(self) -> StoredIntegers:
-        return StoredIntegers(BITS[self.scheme.storage], self.scheme.block_size, chosen=True)
+        return StoredIntegers.of(self.scheme, chosen=True)
 
     def origin(self, row: int) -> str:
         return self.source.origin(row)

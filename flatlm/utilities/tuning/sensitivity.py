@@ -12,11 +12,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flatlm.convert.atomic_file import atomic_output
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import WeightSource
 from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
+from flatlm.layers.model import final_logits
 from flatlm.quantize import gptq
 from flatlm.quantize.encode import decode, encode
 from flatlm.quantize.scale_search import round_rows
@@ -130,7 +133,9 @@ class Sensitivity:
                 changed = quantized(weight, get_scheme(scheme), statistics)
                 head = changed if name == self.head_name else None
                 if name == "embedding.weight":
-                    y = ModelStream(self.config, {**self.sources, name: _Held(changed)}, self.text.tokens.shape[1]).embed(self.text.tokens)
+                    y = ModelStream(self.config, {**self.sources, name: InMemory(changed)}, self.text.tokens.shape[1]).embed(
+                        self.text.tokens
+                    )
                     costs = self._through([(unit.pattern, scheme, y)], 0, head)
                 else:
                     costs = self._through([(unit.pattern, scheme, self.final)], len(self.config.blocks), head)
@@ -168,16 +173,11 @@ class Sensitivity:
             valid = self.text.valid[rows]
             step = max(1, LOGITS_AT_ONCE // head.shape[0])
             for own, other in zip(torch.split(read[valid], step), torch.split(truth[valid], step), strict=True):
-                p = torch.log_softmax(self._logits(other, exact, bias), -1)
-                q = torch.log_softmax(self._logits(own, head, bias), -1)
+                p = torch.log_softmax(final_logits(functional.linear(other, exact, bias), self.config), -1)
+                q = torch.log_softmax(final_logits(functional.linear(own, head, bias), self.config), -1)
                 total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
                 count += len(own)
         return max(total / count, 0.0)
-
-    def _logits(self, read: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-        logits = torch.nn.functional.linear(read, head, bias) * self.config.logit_scale
-        cap = self.config.logit_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def quantized(weight: Tensor, scheme: Scheme, statistics: InputStatistics | None) -> Tensor:
@@ -185,21 +185,4 @@ def quantized(weight: Tensor, scheme: Scheme, statistics: InputStatistics | None
     if scheme.storage != "int4":
         return decode(encode(weight, scheme), scheme, weight.shape)
     found = round_rows(weight, scheme, "scale_search") if statistics is None else gptq.solve(weight, statistics.hessian, scheme).rows
-    return found.integers.to(torch.float32) * found.scales.repeat_interleave(weight.shape[1] // found.scales.shape[1], 1)
-
-
-class _Held:
-    """A weight in memory."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop]
-
-    def origin(self, row: int) -> str:
-        return f"row {row}"
+    return found.values()

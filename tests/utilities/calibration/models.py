@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import WeightSource
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry, KVCache, empty_caches
@@ -17,7 +18,7 @@ from flatlm.utilities.calibration.text import CalibrationText
 from flatlm.utilities.example import build_model
 from tests.examples.cases import ALL
 from tests.examples.references import make_reference
-from tests.models import InMemory, random_decoder, tiny_config
+from tests.models import random_decoder, tiny_config
 
 CASES = {str(case): case for case in ALL}
 TOKENS = 24

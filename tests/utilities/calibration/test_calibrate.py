@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import WeightLayout, WeightSource
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.layers.config import FeedForwardConfig, MixtureConfig
@@ -27,7 +28,7 @@ from flatlm.utilities.calibration import calibrate as module
 from flatlm.utilities.calibration.calibrate import Calibrated, calibrate_checkpoint, needs_text
 from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, Solved, _Chosen
 from flatlm.utilities.calibration.stream import ModelStream
-from tests.models import InMemory, random_decoder, tiny_config
+from tests.models import random_decoder, tiny_config
 from tests.utilities.calibration.models import TOKENS, doubled, logits, other_padding, random_text, random_tokens, sources_of, tiny
 
 BLOCKS, CHANNELS = get_recipe("dynamic_int4_block32"), get_recipe("dynamic_int4_channel")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.layers.config import FeedForwardConfig, MixtureConfig, ModelConfig, NormConfig, NormKind, PositionEmbeddingConfig
 from flatlm.quantize.rotation import random_hadamard
 from flatlm.utilities.calibration import rotate as module
 from flatlm.utilities.calibration.rotate import obstacle, rotate
-from tests.models import InMemory, random_decoder, tiny_config
+from tests.models import random_decoder, tiny_config
 from tests.utilities.calibration.models import TOKENS, doubled, family, logits, random_tokens, sources_of
 
 FAMILIES = [

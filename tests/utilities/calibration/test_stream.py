@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.kv_cache import empty_caches
@@ -11,7 +12,6 @@ from flatlm.layers.mixture import Mixture
 from flatlm.layers.model import Decoder
 from flatlm.utilities.calibration.statistics import gather
 from flatlm.utilities.calibration.stream import ROWS_AT_ONCE, ModelStream, linears, row_slices
-from tests.models import InMemory
 from tests.utilities.calibration.models import TOKENS, family, logits, other_padding, random_text, random_tokens, sources_of, tiny
 
 FAMILIES = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flatlm.convert.in_memory import InMemory
 from flatlm.errors import RecipeError
 from flatlm.layers.config import FeedForwardConfig, MixtureConfig
 from flatlm.layers.kv_cache import CacheGeometry, empty_caches
@@ -16,7 +17,7 @@ from flatlm.utilities.calibration.text import CalibrationText
 from flatlm.utilities.tuning import sensitivity
 from flatlm.utilities.tuning.sensitivity import Sensitivity, SensitivityFile
 from flatlm.utilities.tuning.units import Unit, possible, recipe_of, size, stored_bytes, units
-from tests.models import InMemory, random_decoder, tiny_config
+from tests.models import random_decoder, tiny_config
 
 ROW = 24
 INT8 = ("dynamic_int8",)

@@ -1,0 +1,61 @@
+"""What programs are asked and what becomes of their answers, without a device."""
+
+from dataclasses import replace
+
+import pytest
+
+from flatlm.errors import TargetError
+from flatlm.generative.benchmarking.record import Measure
+from flatlm.generative.model_file import read_model_file
+from flatlm.generative.targets.device_programs import BenchmarkModel, Plan
+from tests.generative.toy_model import V
+
+
+class _Paper:
+    """A place that runs nothing and keeps what it was asked."""
+
+    model = "model.tflite"
+
+    def __init__(self, output):
+        self.asked, self._output = [], output
+
+    def run(self, arguments):
+        self.asked.append(list(arguments))
+        return self._output
+
+    def put(self, name, content):
+        raise AssertionError
+
+    put_zeros = put
+
+
+COMPILED = """INFO: STARTING!
+INFO: count=1 curr=9000 p5=9000 median=9000 p95=9000
+
+INFO: count=3 first=2000 curr=2000 min=1000 max=4000 avg=2300 std=40 p5=1000 median=2000 p95=4000
+
+INFO: [benchmark_litert_model.h:94] Model initialization: 250.00 ms
+INFO: [benchmark_litert_model.h:98] Inference (avg):      2.30 ms (3 runs)
+INFO: [benchmark_litert_model.h:120] Peak memory:          64.00 MB
+"""
+
+
+def test_compiled_models_own_benchmark_model_draws_its_inputs(tiny_file):
+    program = BenchmarkModel(frozenset({"graph", "num_runs", "signature_to_run_for", "use_cpu"}))
+    file = replace(read_model_file(tiny_file), cache_length=200)
+    plan = Plan(file, prefill=16, decode=8, depths=(0,), runs=3, warmup=1, threads=2, weight_cache=True)
+    with pytest.raises(TargetError, match=f"too many for a context of 200 and {V} tokens"):
+        program.check(plan)
+    with pytest.raises(TargetError, match="measures at no depth but 0"):
+        program.check(replace(plan, depths=(0, 4)))
+    with pytest.raises(TargetError, match="cannot choose a signature"):
+        BenchmarkModel(frozenset({"graph", "num_runs"})).check(plan)
+    place = _Paper(COMPILED)
+    findings = program.measure(plan, place)
+    assert findings.weight_cache is False
+    assert findings.peak_rss_bytes == 64 * 2**20
+    assert findings.load_s == Measure(0.25, 0.25, 0.25, 4)
+    assert findings.depths[0].prefill_tokens_per_second == Measure(*(pytest.approx(16 / t) for t in (2e-3, 4e-3, 1e-3)), runs=3)
+    assert not any("input_layer" in flag or "xnnpack" in flag for flags in place.asked for flag in flags)
+    with pytest.raises(TargetError, match=r"knows no --signature_to_run_for"):
+        program.measure(plan, _Paper(COMPILED + "WARN: Unconsumed cmdline flags: --signature_to_run_for=decode\n"))

@@ -199,7 +199,7 @@ class _Place:
 
     def _shell(self, command: str, *, endless: bool = False) -> tuple[int, str]:
         """In the directory, its libraries found, without input."""
-        whole = f"cd {self.path} && {{ export LD_LIBRARY_PATH=.; {command}; }} </dev/null"
+        whole = f"cd {self.path} && {{ export LD_LIBRARY_PATH={self.path}; {command}; }} </dev/null"
         return self.device.shell(whole, timeout=None) if endless else self.device.shell(whole)
 
 

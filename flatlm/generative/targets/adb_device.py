@@ -89,7 +89,7 @@ class Device:
 
     def shell(self, command: str, *, timeout: float | None = _ANSWER_S) -> tuple[int, str]:
         """The command's exit code, and what it wrote. No timeout: as long as the device is there."""
-        process = self._start("shell", f"{command}\nprintf '\\n{_EXIT} %d\\n' $?")
+        process = self._start("shell", f"{command}\ncode=$?; echo; echo {_EXIT} $code")
         output = self._finish(process, timeout)
         text, found, code = output.rpartition(f"\n{_EXIT} ")
         if not found:
@@ -216,7 +216,7 @@ def _cleaning(path: str) -> str:
     """Shell code: a function that ends what has its working directory there, and removes it."""
     return f"""d={path}
 clean() {{
-  for p in /proc/[0-9]*; do case "$(readlink $p/cwd)" in $d*) kill -9 ${{p#/proc/}};; esac; done
+  for p in $(ls -l /proc/[0-9]*/cwd | sed -n "s|.* /proc/\\([0-9]*\\)/cwd -> $d.*|\\1|p"); do kill -9 $p; done
   rm -rf $d || {{ sleep 1; rm -rf $d; }}
 }} >/dev/null 2>&1"""
 

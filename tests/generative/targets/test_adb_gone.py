@@ -1,5 +1,6 @@
 """Devices that go away in the middle, and benchmarks that do: nothing stays behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -101,6 +102,9 @@ def test_an_interrupted_benchmark_leaves_nothing(phone, request_of, number):
         wait_for(phone.started, 60)
         assert len(phone.directories()) == 1
         assert phone.running()
-        process.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: its adb clients get it too
+        else:
+            process.kill()
         process.communicate(timeout=60)
     wait_for(lambda: not phone.directories() and not phone.running())

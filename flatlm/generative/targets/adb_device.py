@@ -191,7 +191,7 @@ class Device:
         try:
             while True:
                 try:
-                    return process.communicate(timeout=step)[0].replace("\r\n", "\n")
+                    return process.communicate(timeout=step)[0]
                 except subprocess.TimeoutExpired:
                     silent += step
                     if timeout is not None or (silent >= _SILENCE_S and not self.answers()):

@@ -35,7 +35,7 @@ _INIT = re.compile(r"(?:Inference timings in us: Init: ([\d.e+]+))|(?:Model init
 _PEAK = re.compile(r"(?:Overall peak memory footprint \(MB\) via periodic monitoring|Peak memory): +([\d.]+)")
 _IGNORED = re.compile(r"Unconsumed cmdline flags: *(.+)")
 
-_BLOCK = re.compile(r"(?<!Aggregated )\bBenchmarkInfo:")
+_BLOCK = re.compile(r"\bBenchmarkInfo:")  # not `Aggregated BenchmarkInfo (median of ...):`
 _TURN = re.compile(r"(Prefill|Decode) Turn \d+: Processed (\d+) tokens in (\S+) duration")
 _INIT_TOTAL = re.compile(r"Init Total: ([\d.]+) ms")
 _RAM = re.compile(r"Peak system ram usage: ([\d.]+) ?MB")

@@ -17,11 +17,12 @@ class _Paper:
     model = "model.tflite"
 
     def __init__(self, output):
-        self.asked, self._output = [], output
+        self.asked, self.outputs = [], {"": output}
 
     def run(self, arguments):
         self.asked.append(list(arguments))
-        return self._output
+        signature = next(flag.rpartition("=")[2] for flag in arguments if "signature" in flag)
+        return self.outputs.get(signature, self.outputs[""])
 
     def put(self, name, content):
         raise AssertionError
@@ -59,3 +60,16 @@ def test_compiled_models_own_benchmark_model_draws_its_inputs(tiny_file):
     assert not any("input_layer" in flag or "xnnpack" in flag for flags in place.asked for flag in flags)
     with pytest.raises(TargetError, match=r"knows no --signature_to_run_for"):
         program.measure(plan, _Paper(COMPILED + "WARN: Unconsumed cmdline flags: --signature_to_run_for=decode\n"))
+
+
+def test_a_prompt_is_read_as_the_runner_reads_it(tiny_file):
+    """36 tokens: two calls of prefill_16 and one of prefill_4, or what else is cheapest; each signature is measured once."""
+    program = BenchmarkModel(frozenset({"graph", "num_runs", "signature_to_run_for"}))
+    plan = Plan(read_model_file(tiny_file), prefill=36, decode=8, depths=(0,), runs=2, warmup=1, threads=2, weight_cache=True)
+    place = _Paper(COMPILED)
+    place.outputs["prefill_4"] = COMPILED.replace("median=2000", "median=500")
+    record = program.measure(plan, place)
+    asked = [flag.rpartition("=")[2] for flags in place.asked for flag in flags if "signature" in flag]
+    assert asked == ["decode", "decode", "prefill_16", "prefill_4"]
+    assert record.depths[0].prefill_tokens_per_second.median == pytest.approx(36 / (2 * 2e-3 + 0.5e-3))
+    assert record.time_to_first_token_s.median == pytest.approx(2 * 2e-3 + 0.5e-3 + 2.3e-3)

@@ -130,6 +130,8 @@ def _check_fit(device: Device, facts: Mapping[str, str], file: ModelFile, runner
 
 def _plan(file: ModelFile, request: BenchmarkRequest, *, cores: int) -> Plan:
     """Defaults as on this machine: a prompt of 128 tokens, or half the context; 64 tokens after it."""
+    if request.runs < 1 or request.warmup < 0 or min(request.depths, default=-1) < 0:
+        raise RuntimeFileError("--runs is 1 or more, --warmup and each of --depths 0 or more")
     room = file.cache_length - max(request.depths)
     prefill = request.prefill or max(1, min(_PREFILL, room // 2))
     decode = request.decode or max(1, min(_DECODE, room - prefill - 1))
@@ -139,7 +141,8 @@ def _plan(file: ModelFile, request: BenchmarkRequest, *, cores: int) -> Plan:
             f"it has {file.cache_length}"
         )
     threads = request.threads or min(_THREADS, cores or _THREADS)
-    return Plan(file, prefill, decode, request.depths, request.runs, request.warmup, threads, request.weight_cache)
+    depths = tuple(sorted(set(request.depths)))
+    return Plan(file, prefill, decode, depths, request.runs, request.warmup, threads, request.weight_cache)
 
 
 @dataclass

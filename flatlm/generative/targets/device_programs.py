@@ -25,6 +25,8 @@ WHERE_FROM = (
 )
 _FLAG = re.compile(r"--(\w+)\b")
 _CACHE_FLAG = "xnnpack_weight_cache_file_path"
+_WARM_S = 0.5
+"""Clocks rise and caches fill in time, not in calls. Also the program's own default."""
 _DRAWN = 100
 """A benchmark_model that takes no values draws tokens and positions below this."""
 
@@ -160,7 +162,7 @@ class BenchmarkModel:
             "signature_to_run_for": signature.name,
             "num_threads": plan.threads,
             "warmup_runs": plan.warmup,
-            "warmup_min_secs": 0,
+            "warmup_min_secs": _WARM_S if plan.warmup else 0,
             "num_runs": calls,
             "min_secs": 0,
             "max_secs": 86400,

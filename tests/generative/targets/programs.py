@@ -124,7 +124,7 @@ def call():
     runner(**inputs)
     return round((time.perf_counter() - start) * 1e6) + 1
 for count in (int(given["warmup_runs"]), int(given["num_runs"])):
-    times = [call() for _ in range(count)]
+    times = [call() for _ in range(count)]  # without the half second of warm-up
     mean = sum(times) / count
     print(f"INFO: count={{count}} first={{times[0]}} curr={{times[-1]}} min={{min(times)}} max={{max(times)}} avg={{mean}} std=1")
 print(f"INFO: Inference timings in us: Init: {{load * 1e6}}, First inference: 1, Warmup (avg): 1, Inference (avg): 1")

@@ -57,7 +57,14 @@ def test_benchmark_model_is_told_what_to_run(phone, request_of):
     measure(phone, request_of, depths=(4,), weight_cache=False)
     *decodes, prefill = phone.calls()
     assert len(decodes) == 3
-    for flag in ("--graph=model.tflite", "--num_threads=2", "--warmup_runs=1", "--min_secs=0", "--use_xnnpack=true"):
+    for flag in (
+        "--graph=model.tflite",
+        "--num_threads=2",
+        "--warmup_runs=1",
+        "--warmup_min_secs=0.5",
+        "--min_secs=0",
+        "--use_xnnpack=true",
+    ):
         assert flag in prefill
     assert "--signature_to_run_for=prefill_16" in prefill
     assert "--num_runs=3" in prefill
@@ -69,7 +76,7 @@ def test_benchmark_model_is_told_what_to_run(phone, request_of):
 def test_the_flags_suit_the_runtime(phone, request_of, tmp_path, tiny_file):
     """The runtime itself takes the inputs that the flags name, in their order, at every depth."""
     runner = programs.real_benchmark_model(tmp_path)
-    record = measure(phone, request_of, runner=runner, prefill=18, decode=2, runs=1, depths=(0, 20))
+    record = measure(phone, request_of, runner=runner, prefill=18, decode=2, runs=1, depths=(20, 0))
     assert [item.depth for item in record.depths] == [0, 20]
     assert all(item.prefill_tokens_per_second and item.decode_tokens_per_second for item in record.depths)
     seen = [json.loads(line.removeprefix("positions ")) for line in (phone.tmp / "seen").read_text().splitlines()]
@@ -197,6 +204,9 @@ def test_a_hot_phone_that_saves_its_battery_is_noted(phone, request_of):
 def test_a_context_that_is_too_short(phone, request_of):
     with pytest.raises(RuntimeFileError, match=f"need a context of 51 tokens; it has {S}"):
         measure(phone, request_of, depths=(0, 26))
+    for changes in ({"runs": 0}, {"warmup": -1}, {"depths": ()}, {"depths": (-1,)}):
+        with pytest.raises(RuntimeFileError, match="--runs is 1 or more, --warmup and each of --depths 0 or more"):
+            measure(phone, request_of, **changes)
     record = measure(phone, request_of, prefill=None, decode=None, threads=None)
     assert (record.prefill_tokens, record.decode_tokens) == (S // 2, S // 2 - 1)
     assert record.threads == min(4, os.cpu_count() or 4)

@@ -1,7 +1,7 @@
 """A device behind `adb`: found, asked, given files; and a directory on it that never outlives the benchmark.
 
 Everything goes through the `adb` client on PATH and the server it starts (`ANDROID_ADB_SERVER_PORT` says where, as always).
-A command's exit code is written after its output, since clients older than 2020 give 0 for a device that has gone away.
+A command's exit code is written after its output, since the client may end with 0 when a device goes away (29.0.6 does).
 """
 
 import os
@@ -93,7 +93,8 @@ class Device:
         output = self._finish(process, timeout)
         text, found, code = output.rpartition(f"\n{_EXIT} ")
         if not found:
-            raise DeviceGoneError(f"{self.serial} went away: {last_line(output)}")
+            last = last_line(output)  # the client's own word, or just where the command was
+            raise DeviceGoneError(f"{self.serial} went away in the middle" + (f" ({last})" if last.startswith(("error:", "adb:")) else ""))
         return int(code.split()[0]), text
 
     def facts(self) -> Mapping[str, str]:

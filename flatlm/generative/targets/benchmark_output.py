@@ -5,11 +5,11 @@ CompiledModel (`litert/tools`, LiteRT 2). Both write one line of statistics, in 
 
     INFO: count=5 first=5012 curr=5001 min=4980 max=5100 avg=5020.4 std=40 p5=4980 median=5012 p95=5100
 
-(without percentiles before 2024; `count=1 curr=5012`, `count=3 curr=5012(all same)` where there is nothing to tell apart), and
+(without percentiles in older versions; `count=1 curr=5012`, `count=3 curr=5012(all same)` where there is nothing to tell apart), and
 a summary: `Inference timings in us: Init: 3337, ...` and `Overall peak memory footprint (MB) via periodic monitoring: 93.2` in the
 former, `Model initialization: 3.34 ms` and `Peak memory: 93.20 MB` in the latter. MB are 2^20 bytes in both.
 
-`litert_lm_advanced_main` is LiteRT-LM's (checked against 0.11 to 0.18). For each iteration it logs:
+`litert_lm_advanced_main` is LiteRT-LM's (0.11 to 0.18 write the same). For each iteration it logs:
 
     BenchmarkInfo:
       Init Phases (2):

@@ -107,7 +107,7 @@ class BenchmarkModel:
 
     def check(self, plan: Plan) -> None:
         if "signature_to_run_for" not in self.flags:
-            raise TargetError("this benchmark_model cannot choose a signature: it is older than 2024, take a newer one")
+            raise TargetError("this benchmark_model cannot choose a signature: it is too old, take a newer one")
         if self._given:
             return
         if any(plan.depths):
@@ -214,7 +214,7 @@ def _orders(path: Path) -> Mapping[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class LiteRtLm:
-    """LiteRT-LM's `litert_lm_advanced_main`; `litert_lm_main` up to 0.8 had its flags too."""
+    """LiteRT-LM's `litert_lm_advanced_main`. Its `litert_lm_main` cannot be told how many tokens to measure with."""
 
     flags: frozenset[str]
     name = "LiteRT-LM"
@@ -223,7 +223,7 @@ class LiteRtLm:
     def check(self, plan: Plan) -> None:
         needed = ("benchmark", "benchmark_prefill_tokens", "benchmark_decode_tokens", "num_cpu_threads", "async")
         if missing := [flag for flag in needed if flag not in self.flags]:
-            raise TargetError(f"this program of LiteRT-LM knows no --{missing[0]}: take litert_lm_advanced_main, of 0.8 or newer")
+            raise TargetError(f"this program of LiteRT-LM knows no --{missing[0]}: take litert_lm_advanced_main, or a newer one")
         if any(plan.depths):
             raise TargetError("LiteRT-LM's program measures from an empty context: --depths 0 is the only one it can")
         if not plan.weight_cache and not self._uncached:

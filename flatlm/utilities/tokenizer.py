@@ -126,9 +126,9 @@ class Tokenizer:
             raise TokenizerError(f"the text is not valid Unicode: {error.reason} at character {error.start}; pass UTF-8") from error
         return self._backend.encode(text, add_special_tokens)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids. Special tokens and ids beyond the vocabulary are left out; bytes that are no UTF-8 become U+FFFD."""
-        return self._backend.decode([int(i) for i in ids])
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of ids. Ids beyond the vocabulary are left out, and special tokens by default; bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens)
 
     def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder:
         """Decodes ids as they come. With a context, such as the prompt's ids, the text continues it: a leading space is kept."""

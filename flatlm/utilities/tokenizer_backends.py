@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +31,8 @@ class Backend(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Without special tokens; an id that the vocabulary lacks, as a padded model may produce, decodes to nothing."""
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Without special tokens, or with them; an id that the vocabulary lacks, as a padded model may produce, decodes to nothing."""
 
     def token_id(self, token: str) -> int | None: ...
 
@@ -90,9 +91,9 @@ class HfBackend:
         with _library_errors(self._source, "encode this text with it"):
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         with _library_errors(self._source, "decode with it"):
-            return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=True))
+            return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=skip_special_tokens))
 
     def token_id(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
@@ -178,9 +179,16 @@ class SentencePieceBackend:
                 yield self._special[match[0]]
                 begin = match.end()
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         model = self._bare if self._settings.prefix == "never" else self._model
-        return str(model.decode([i for i in ids if not self.is_hidden(i)]))
+        if skip_special_tokens:
+            return str(model.decode([i for i in ids if not self.is_hidden(i)]))
+        texts = {i: text for text, i in self._special.items()}
+        stretches = groupby(ids, texts.get)
+        return "".join(
+            special * len(list(part)) if special is not None else str(model.decode([i for i in part if not self.is_hidden(i)]))
+            for special, part in stretches
+        )
 
     def token_id(self, token: str) -> int | None:
         if token in self._special:

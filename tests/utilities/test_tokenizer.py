@@ -167,6 +167,17 @@ def test_sentencepiece_alone(shared: Path, tmp_path: Path, config: dict[str, Any
         assert tokenizer.encode(text, add_special_tokens=False) == json_ids(text, add_special_tokens=False)
 
 
+def test_text_with_its_special_tokens(shared: Path, tmp_path: Path) -> None:
+    original = shared / "checkpoints" / "stories260K"
+    ids = [1, 403, 407, 2, 2, 261, 0]
+    tokenizer = Tokenizer.load(original)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == reference(original).decode(ids)
+    assert tokenizer.decode(ids) == reference(original).decode(ids, skip_special_tokens=True)
+    alone = Tokenizer.load(copy_of(original, tmp_path / "model", ["tokenizer.model"]))
+    assert alone.decode([*ids, 9999], skip_special_tokens=False) == "<s>Once upon</s></s>a<unk>"
+    assert alone.decode(ids) == "Once upon a"
+
+
 def test_sentencepiece_without_any_settings(shared: Path, tmp_path: Path) -> None:
     directory = copy_of(shared / "checkpoints" / "stories260K", tmp_path / "model", ["tokenizer.model"])
     tokenizer = Tokenizer.load(directory)

@@ -321,6 +321,7 @@ def test_thoughts_are_left_out(file, checkpoint) -> None:
     assert by_token == model.tokenizer.decode(ids[last + 1 :]).lstrip()
 
 
+@pytest.mark.slow
 def test_lm_eval_finds_the_model_by_its_entry_point(file, checkpoint, tasks, tmp_path) -> None:
     """The harness's own command, with what an installed FlatLM says of itself."""
     info = tmp_path / "site" / "flatlm_entry-0.dist-info"

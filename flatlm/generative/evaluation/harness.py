@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from flatlm.convert.quiet import quiet
 from flatlm.errors import FlatlmError, RuntimeFileError, TextError
-from flatlm.generative.evaluate import Progress
+from flatlm.generative.evaluation.scoring import Progress
 
 if TYPE_CHECKING:
     from flatlm.generative.evaluation.harness_model import FlatlmLM

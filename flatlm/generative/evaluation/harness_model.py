@@ -23,7 +23,8 @@ from flatlm.errors import RuntimeFileError, TextError, TokenizerError
 from flatlm.generative.evaluation.harness_answers import Answers, content_key, request_key
 from flatlm.generative.evaluation.harness_generation import GenerationSettings, continue_text
 from flatlm.generative.evaluation.harness_reader import PrefixReader
-from flatlm.generative.evaluation.harness_text import HarnessTokenizer, find_tokenizer
+from flatlm.generative.evaluation.harness_text import HarnessTokenizer
+from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.runner import Runner
 
 Progress = Callable[[str, int, int], None]
@@ -83,7 +84,7 @@ class FlatlmLM(TemplateLM):  # type: ignore[misc]
         self.path = Path(path)
         self.options = HarnessOptions.read(options)
         self._progress = progress
-        self.tokenizer = find_tokenizer(self.path, self.options.tokenizer)
+        self.tokenizer = file_tokenizer(self.path, None if self.options.tokenizer is None else Path(self.options.tokenizer))
         self.runner = Runner.open(self.path, threads=self.options.threads)
         self._reader = PrefixReader(self.runner)
         self._text = HarnessTokenizer(

@@ -5,7 +5,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from flatlm.generative.evaluate import chunk_length
+from flatlm.generative.evaluation.scoring import chunk_length
 from flatlm.generative.runner import Logits, Runner, split
 
 

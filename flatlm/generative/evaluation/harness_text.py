@@ -1,10 +1,8 @@
 """Texts and conversations as tokens, in the way in which lm-evaluation-harness's own model of transformers (`hf`) makes them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from flatlm.errors import TextError, TokenizerError
-from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.tokenizer import Tokenizer
 
 _TAG = "flatlm-continues-here "
@@ -89,14 +87,3 @@ class HarnessTokenizer:
     def _named(self, name: str) -> str | None:
         token = self.tokenizer.settings.special_tokens.get(name)
         return None if token is None else token.content
-
-
-def find_tokenizer(file: Path, directory: str | Path | None) -> Tokenizer:
-    """The one in the directory, else the bundle's own. Raises TokenizerError and RuntimeFileError."""
-    if directory is not None:
-        return Tokenizer.load(directory)
-    if file.suffix == ".litertlm":
-        return bundled_tokenizer(file)
-    raise TokenizerError(
-        f"{file} has no tokenizer of its own: give its directory (--tokenizer DIR, or tokenizer=DIR in lm_eval's --model_args)"
-    )

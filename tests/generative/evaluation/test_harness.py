@@ -362,7 +362,7 @@ def test_the_entry_point_leaves_other_programs_alone() -> None:
         (["tiny_choice"], {"limit": 0}, TextError, "a limit of 0 questions"),
         (["tiny_choice"], {"num_fewshot": -1}, TextError, "-1 examples"),
         (["tiny_choice"], {"tokenizer": None}, TokenizerError, "stories.tflite has no tokenizer of its own: give its directory"),
-        (["tiny_choice"], {"tokenizer": ROOT / "flatlm/assets/demo_model"}, TextError, "is the wrong tokenizer: it gives other ids"),
+        (["tiny_choice"], {"tokenizer": ROOT / "flatlm/assets/demo_model"}, TokenizerError, "is the wrong tokenizer: it gives other ids"),
         (["tiny_choice"], {"apply_chat_template": True}, TokenizerError, "comes with no chat template"),
         (["tiny_choice"], {"include_path": Path("nowhere")}, TextError, "nowhere is not a directory of tasks"),
         (["tiny_choice"], {"model_args": {"max_length": 2}}, TextError, "continuation .* has .* tokens, and .* a context of 2"),

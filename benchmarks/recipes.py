@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.generative.benchmark import benchmark
+from flatlm.generative.benchmarking.record import BenchmarkRequest, Measure
+from flatlm.generative.targets.local import LocalTarget
 from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipe_figures import FIGURES, MODELS
 from flatlm.quantize.recipes import RECIPES, Recipe
@@ -45,11 +46,14 @@ def measure(model: str, checkpoint: Path, recipe: Recipe) -> dict[str, Any]:
         file = Path(folder) / "model.tflite"
         export(ExportRequest(checkpoint, file, plain(recipe, checkpoint), (PREFILL[model],), CONTEXT[model]))
         size = file.stat().st_size
-        report = benchmark(file, prefill=PREFILL[model], decode=32 if model == "large" else 64, runs=RUNS)
+        request = BenchmarkRequest(file, PREFILL[model], decode=32 if model == "large" else 64, runs=RUNS)
+        record = LocalTarget().benchmark(request)
+    speeds: list[Measure | None] = [record.prefill_tokens_per_second, record.decode_tokens_per_second]
+    prefill, decode = (measure.median for measure in speeds if measure)
     return {
         "bytes": size,
-        "prefill_tokens_per_second": round(report.prefill_tokens_per_second.median, 1),
-        "decode_tokens_per_second": round(report.decode_tokens_per_second.median, 2),
+        "prefill_tokens_per_second": round(prefill, 1),
+        "decode_tokens_per_second": round(decode, 2),
     }
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from flatlm.commands import base
 from flatlm.commands.benchmark import describe as describe_benchmark
 from flatlm.commands.export import describe, export_and_verify
-from flatlm.generative.benchmark import benchmark
+from flatlm.generative.benchmarking.record import BenchmarkRequest
 from flatlm.generative.generate import generate
 from flatlm.generative.runner import Runner
+from flatlm.generative.targets.local import LocalTarget
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.exporter import ExportRequest
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     with Runner.open(output) as runner:
         story = generate(runner, tokenizer, tokenizer.encode(PROMPT), max_new_tokens=200)
     say(f"\n{PROMPT}{story.text}\n")
-    speed = benchmark(output)
+    speed = LocalTarget().benchmark(BenchmarkRequest(output))
     say(describe_benchmark(speed))
     say(f"\nThe file is {output}. Your own checkpoint: flatlm export DIR -o model.litertlm")
     if args.json:

@@ -140,10 +140,11 @@ class Session:
         return reply
 
     def _listen(self) -> None:
-        """Passes answers on; after the last, an empty one."""
+        """Passes answers on, and not what a remote shell may say before them; after the last, an empty one."""
         assert self._process.stdout
         for line in self._process.stdout:
-            self._answers.put(line)
+            if line.startswith(b"{"):
+                self._answers.put(line)
         self._answers.put(b"")
 
     def _hang_up(self) -> None:

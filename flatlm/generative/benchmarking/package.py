@@ -66,5 +66,3 @@ def _imports(path: Path) -> Iterator[str]:
         if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.split(".")[0] == "flatlm":
             yield statement.module
             yield from (f"{statement.module}.{name.name}" for name in statement.names)  # a module of a package, or none
-        elif isinstance(statement, ast.Import):
-            yield from (name.name for name in statement.names if name.name.split(".")[0] == "flatlm")

@@ -1,6 +1,6 @@
 """The runner under an aarch64 Python, emulated by qemu: Debian's packages and PyPI's wheels for that processor, in a folder.
 
-It downloads 40 MB, so it is run where FLATLM_TEST_AARCH64=1 asks for it; half a minute in all on a machine with 2 cores.
+It downloads 40 MB, so it is run where FLATLM_TEST_AARCH64=1 asks for it; about a minute in all on a busy machine with 2 cores.
 """
 
 import json

@@ -20,6 +20,8 @@ from flatlm.convert.signatures import MANIFEST_KEY
 from flatlm.errors import RuntimeFileError
 
 CACHE_PREFIX = "kv_cache_"
+MASK = "mask"
+"""The input of files that are told what each token may see, as litert-torch writes them on request: added to the scores, [1, 1, T, S]."""
 PREFILL_PREFIX = "prefill"
 _IDENTIFIER = b"TFL3"
 _BUNDLE_MAGIC = b"LITERTLM"
@@ -52,10 +54,15 @@ class SignatureSpec:
     def caches(self) -> dict[str, TensorSpec]:
         return {name: spec for name, spec in self.inputs.items() if name.startswith(CACHE_PREFIX)}
 
+    @property
+    def mask_slots(self) -> int | None:
+        """S of the mask that it takes; None where it makes its own."""
+        return self.inputs[MASK].shape[-1] if MASK in self.inputs else None
+
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model that keeps FlatLM's conventions, at [offset, offset + size) of the file."""
+    """A model that keeps FlatLM's conventions, whichever exporter wrote it, at [offset, offset + size) of the file."""
 
     path: Path
     offset: int
@@ -88,7 +95,14 @@ def read_model_file(path: Path) -> ModelFile:
     except OSError as error:
         raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
     decode, prefill = _conventional(path, signatures)
-    return ModelFile(path, offset, size, decode, prefill, length or max(slots, default=0), min(slots, default=0))
+    slots = slots or [spec.mask_slots for spec in (decode,) if spec.mask_slots is not None]
+    length = length or max(slots, default=0)
+    if not length:
+        raise RuntimeFileError(f"{path}: its context's length cannot be told: decode updates none of its caches by DYNAMIC_UPDATE_SLICE")
+    for spec in (decode, *prefill):
+        if spec.mask_slots not in (None, length):
+            raise RuntimeFileError(f"{path}: signature {spec.name} takes a mask over {spec.mask_slots} slots; its context has {length}")
+    return ModelFile(path, offset, size, decode, prefill, length, min(slots, default=length))
 
 
 @contextmanager
@@ -121,7 +135,7 @@ def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], in
             outputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Outputs, range(definition.OutputsLength()))}
             spec = SignatureSpec(definition.SignatureKey().decode(), graph.specs(inputs), graph.specs(outputs))
             signatures.append(spec)
-            if spec.name == "decode":
+            if spec.name == "decode" and schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE in codes:
                 caches = {index for name, index in inputs.items() if name.startswith(CACHE_PREFIX)}
                 slots = list(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)))
         return signatures, slots, _length(manifest_of(model))
@@ -249,7 +263,10 @@ def _check_signature(path: Path, spec: SignatureSpec, caches: Mapping[str, Tenso
     tokens, positions = spec.inputs["tokens"].shape, spec.inputs["input_pos"].shape
     if tokens != (1, *positions):
         raise RuntimeFileError(f"{where} takes tokens {list(tokens)} and input_pos {list(positions)}; only batches of one sequence are run")
-    if extra := sorted(set(spec.inputs) - {"tokens", "input_pos", *spec.caches}):
+    mask = spec.inputs.get(MASK)
+    if mask is not None and (len(mask.shape) != 4 or mask.shape[:3] != (1, 1, spec.length) or mask.dtype != np.float32):
+        raise RuntimeFileError(f"{where} takes a mask {mask.dtype}{list(mask.shape)}; what is added to scores is float32 [1, 1, T, S]")
+    if extra := sorted(set(spec.inputs) - {"tokens", "input_pos", MASK, *spec.caches}):
         raise RuntimeFileError(f"{where} takes inputs that are not understood: {', '.join(extra)}")
     if spec.caches != caches or any(spec.outputs.get(name) != tensor for name, tensor in caches.items()):
         raise RuntimeFileError(f"{where} must take and give the same {CACHE_PREFIX}* tensors as decode takes")

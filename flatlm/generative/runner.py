@@ -2,7 +2,8 @@
 
 LiteRT's CompiledModel with every KV cache bound once, as the input and the output of all signatures: the update writes
 into the cache where it lies, and nothing is copied between steps. What the slots from `position` on hold is garbage
-(padding, or an older text) that the model's mask hides until tokens overwrite it.
+(padding, or an older text) that the model's mask hides until tokens overwrite it. Files that want the mask as an input, as
+litert-torch writes them on request, get a causal one.
 """
 
 import os
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.memory import packed_weights, section_as_file
-from flatlm.generative.model_file import ModelFile, SignatureSpec, read_model_file
+from flatlm.generative.model_file import MASK, ModelFile, SignatureSpec, read_model_file
+from flatlm.layers.config import MASKED
 
 Logits = NDArray[np.float32]
 
@@ -193,7 +195,10 @@ class _Signature:
         tokens = np.zeros((1, self.spec.length), np.int32)
         tokens[0, : len(ids)] = ids
         inputs["tokens"].write(tokens)
-        inputs["input_pos"].write(np.arange(position, position + self.spec.length, dtype=np.int32))
+        positions = np.arange(position, position + self.spec.length, dtype=np.int32)
+        inputs["input_pos"].write(positions)
+        if self.spec.mask_slots is not None:
+            inputs[MASK].write(causal_mask(positions, self.spec.mask_slots))
         try:
             self._model.run_by_name(self.spec.name, inputs, outputs)
         except RuntimeError as error:
@@ -209,9 +214,19 @@ class _Signature:
     def _buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and outputs, the shared caches among both."""
         name = self.spec.name
-        inputs = {key: self._model.create_input_buffer_by_name(name, key) for key in ("tokens", "input_pos")}
+        keys = [key for key in ("tokens", "input_pos", MASK) if key in self.spec.inputs]
+        inputs = {key: self._model.create_input_buffer_by_name(name, key) for key in keys}
         outputs = {"logits": self._model.create_output_buffer_by_name(name, "logits")} if self.has_logits else {}
         return inputs | self._caches, outputs | self._caches
+
+
+def causal_mask(positions: NDArray[np.int32], slots: int) -> NDArray[np.float32]:
+    """What is added to the scores [1, 1, T, S] of tokens at `positions` [T]: 0 up to their own slot, MASKED after it.
+
+    Not minus infinity, which is NaN as soon as a kernel multiplies it by zero or a row holds nothing else.
+    """
+    visible = np.arange(slots) <= positions[:, None]
+    return np.where(visible, np.float32(0), np.float32(MASKED))[None, None]
 
 
 def split(count: int, *, lengths: Sequence[int], room: int) -> list[int]:

@@ -7,6 +7,9 @@ Every config is hashable, and two layers whose `BlockConfig`s are equal are one 
 from dataclasses import dataclass
 from enum import StrEnum
 
+MASKED = -1e9
+"""Added to a score that must not count: its softmax is exactly zero in float32, and it cannot overflow."""
+
 
 class Activation(StrEnum):
     """The feed-forward's non-linearity, named as checkpoints name it in `hidden_act`."""

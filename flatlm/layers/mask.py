@@ -6,10 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatlm.layers.config import AttentionConfig, MaskConfig
-
-MASKED = -1e9
-"""Added to a score that must not count: its softmax is exactly zero in float32, and it cannot overflow."""
+from flatlm.layers.config import MASKED, AttentionConfig, MaskConfig
 
 
 def attention_mask(config: MaskConfig, input_pos: Tensor, key_pos: Tensor) -> Tensor:

@@ -72,8 +72,8 @@ class Toy(nn.Module):
         return (x @ self.head.T)[0].numpy()
 
 
-def export_toy(path: Path, toy: Toy, prefill: Sequence[int], *, decode: bool = True) -> Path:
-    import litert_torch
+def lower_write() -> None:
+    """Tell litert-torch what `toy::write` becomes."""
     from litert_converter.mlir.dialects import stablehlo
     from litert_torch.backend import lowerings
 
@@ -81,6 +81,11 @@ def export_toy(path: Path, toy: Toy, prefill: Sequence[int], *, decode: bool = T
     def _(context: Any, cache: Any, update: Any, starts: Any) -> Any:
         return stablehlo.dynamic_update_slice(cache, update, starts)
 
+
+def export_toy(path: Path, toy: Toy, prefill: Sequence[int], *, decode: bool = True) -> Path:
+    import litert_torch
+
+    lower_write()
     caches = {
         f"kv_cache_{kind}_{i}": torch.zeros(shape) for i in range(LAYERS) for kind, shape in (("k", (1, K, S, H)), ("v", (1, K, H, S)))
     }

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from flatlm.layers import ops
 from flatlm.layers.config import (
+    MASKED,
     Activation,
     FeedForwardConfig,
     LinearScaling,
@@ -24,7 +25,7 @@ from flatlm.layers.config import (
 )
 from flatlm.layers.feed_forward import FeedForward
 from flatlm.layers.kv_cache import CacheSlots, KVCache, empty_caches
-from flatlm.layers.mask import MASKED, attention_mask
+from flatlm.layers.mask import attention_mask
 from flatlm.layers.model import Decoder
 from flatlm.layers.norm import Norm
 from flatlm.layers.rope import halves_order, rope_tables, rotate

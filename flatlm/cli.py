@@ -21,6 +21,7 @@ VERBS = {
     "generate": "text from an exported file",
     "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",
     "benchmark": "speed and memory of an exported file",
+    "compare": "speeds of several files that take turns, with how sure their ratios are",
     "models": "the model families that can be exported",
     "recipes": "the quantization recipes",
     "demo": "export, prove, run and measure the small model that ships with FlatLM",

@@ -164,3 +164,20 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that a program may still take, of the machine or the container, whichever has less; None where the system does not tell.
+
+    `root`: where `proc` and `sys` lie.
+    """
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        (line,) = (line for line in (root / "proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError, KeyError):
+        group = root / "sys/fs/cgroup"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(max(0, limit - used + int(counts["inactive_file"])))  # files that were read long ago make room
+    return min(found, default=None)

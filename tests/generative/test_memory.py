@@ -10,7 +10,7 @@ import pytest
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative import memory
-from flatlm.generative.memory import cache_directory, packed_weights, peak_resident_bytes, section_as_file
+from flatlm.generative.memory import available_bytes, cache_directory, packed_weights, peak_resident_bytes, section_as_file
 from flatlm.generative.runner import Runner
 
 
@@ -143,3 +143,34 @@ def test_peak_is_this_process_own():
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[2])
     assert 60 << 20 < int(child.stdout) < 300 << 20
     assert peak_resident_bytes() > ballast.nbytes
+
+
+def machine(root: Path, *, available: int, limit: str | None = None, used: int = 0, old_files: int = 0) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {available // 1024} kB\nBuffers: 1 kB\n")
+    if limit is not None:
+        group = root / "sys/fs/cgroup"
+        group.mkdir(parents=True)
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 5\ninactive_file {old_files}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"available": 8 << 30}, 8 << 30),
+        ({"available": 8 << 30, "limit": str(2 << 30), "used": 1 << 30, "old_files": 1 << 20}, (1 << 30) + (1 << 20)),
+        ({"available": 1 << 20, "limit": str(2 << 30), "used": 1 << 30}, 1 << 20),
+        ({"available": 8 << 30, "limit": "max", "used": 1 << 30}, 8 << 30),
+        ({"available": 8 << 30, "limit": str(1 << 30), "used": 2 << 30}, 0),
+    ],
+)
+def test_available_memory_is_the_machines_or_the_containers(tmp_path, options, expected):
+    assert available_bytes(machine(tmp_path, **options)) == expected
+
+
+def test_available_memory_is_unknown_elsewhere(tmp_path):
+    assert available_bytes(tmp_path) is None
+    assert available_bytes() > 1 << 20

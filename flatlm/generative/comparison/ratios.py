@@ -48,7 +48,7 @@ class Ratio:
 
 
 def interval_rank(count: int, confidence: float = CONFIDENCE) -> int:
-    """r: of so many values, the r-th smallest and the r-th largest enclose the median with that confidence; 0 where not even the extremes do."""
+    """r: the r-th smallest and largest of so many values enclose the median with that confidence; 0 where not even the extremes do."""
     rank, outside = 0, 0.0
     while rank < count // 2:
         outside += 2 * comb(count, rank) / 2**count

@@ -3,12 +3,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatlm.generative.comparison.statistics import LEAST_ROUNDS, Ratio, interval_rank
+from flatlm.generative.comparison.ratios import LEAST_ROUNDS, Ratio, interval_rank
 
 
 @pytest.mark.parametrize(
     ("count", "rank"),
-    [(0, 0), (1, 0), (5, 0), (6, 1), (7, 1), (8, 1), (9, 2), (11, 2), (12, 3), (15, 4), (17, 5), (20, 6), (25, 8), (31, 10), (50, 18), (100, 40)],
+    [
+        (0, 0),
+        (1, 0),
+        (5, 0),
+        (6, 1),
+        (7, 1),
+        (8, 1),
+        (9, 2),
+        (11, 2),
+        (12, 3),
+        (15, 4),
+        (17, 5),
+        (20, 6),
+        (25, 8),
+        (31, 10),
+        (50, 18),
+        (100, 40),
+    ],
 )
 def test_ranks(count, rank):
     """Of the sign test's table at 5 %, two-sided."""

@@ -2,26 +2,24 @@
 
     python -m benchmarks.kv_cache [--context 4096] [--layers 4] [--rounds 12]
 
-Speed and memory: random weights of a 1B model's shape with few layers, dynamic_int8. The files are open in one process and take turns, so
-that a slow moment of the machine meets all of them; memory is that of a process for each, by `flatlm benchmark`. Quality: the demo model
-in float32, on text it never saw, each token read by `decode`, or all of them by a prefill. Prints Markdown tables.
+Speed and memory: random weights of a 1B model's shape with few layers, dynamic_int8; the files take turns as in `flatlm compare`. Quality:
+the demo model in float32, on text it never saw, each token read by `decode`, or all of them by a prefill. Prints Markdown tables.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.random_checkpoint import write_checkpoint
+from flatlm.generative.comparison.compare import CompareRequest, compare
+from flatlm.generative.comparison.ratios import Ratio
+from flatlm.generative.comparison.subject import name_subjects
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.model_file import read_model_file
-from flatlm.generative.runner import Runner
 from flatlm.layers.config import CacheDtype
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
@@ -69,46 +67,25 @@ def _speed(place: Path, name: str, shape: dict[str, int], args: argparse.Namespa
     files = {dtype: place / f"{dtype}.tflite" for dtype in CacheDtype}
     for dtype, file in files.items():
         export(ExportRequest(place / "checkpoint", file, get_recipe("dynamic_int8"), (PREFILL,), args.context, kv_cache_dtype=dtype))
-    decode, prefill = _by_turns(files, args.rounds)
-    for dtype, file in files.items():
+    found = compare(CompareRequest(name_subjects(list(files.values())), PREFILL, rounds=args.rounds))
+    for (dtype, file), subject in zip(files.items(), found.subjects, strict=True):
         caches = read_model_file(file).decode.caches.values()
         size = sum(spec.dtype.itemsize * int(np.prod(spec.shape)) for spec in caches)
         row = [name, str(dtype), f"{size / 1e6:.1f}"]
-        for times in (decode, prefill):
-            mine = times[dtype]
-            row += [f"{1e3 * np.median(mine):.2f} ({1e3 * mine.min():.2f})", f"{np.median(mine / times[CacheDtype.FLOAT32]):.2f}"]
-        print(f"| {' | '.join([*row, f'{_peak(file) / 1e6:.0f}'])} |", flush=True)
+        for measure, tokens in (("decode_tokens_per_second", 1), ("prefill_tokens_per_second", PREFILL)):
+            speed, ratio = getattr(subject.depths[0], measure), found.ratio(subject.name, measure, 0)
+            row += [f"{1e3 * tokens / speed.median:.2f} ({1e3 * tokens / speed.maximum:.2f})", _inverse(ratio)]
+        print(f"| {' | '.join([*row, f'{subject.peak_rss_bytes / 1e6:.0f}'])} |", flush=True)
+    for reason in found.noise:
+        print(f"not quiet: {reason}", file=sys.stderr)
 
 
-def _by_turns(files: dict[CacheDtype, Path], rounds: int) -> tuple[dict[CacheDtype, np.ndarray], dict[CacheDtype, np.ndarray]]:
-    """Seconds of a decode step, and of a prefill, of each file; a round gives every file one prefill and 8 steps."""
-    runners = {dtype: Runner.open(file) for dtype, file in files.items()}
-    decode, prefill = ({dtype: list[float]() for dtype in files} for _ in range(2))
-    for number in range(rounds + 1):
-        for dtype, runner in runners.items():
-            runner.reset()
-            took = _seconds(lambda runner=runner: runner.prefill([7] * PREFILL))  # type: ignore[misc]
-            prefill[dtype] += [took] if number else []  # the first round warms up
-        for token in range(8):
-            for dtype, runner in runners.items():
-                took = _seconds(lambda runner=runner, token=token: runner.step(token))  # type: ignore[misc]
-                decode[dtype] += [took] if number else []
-    for runner in runners.values():
-        runner.close()
-    return tuple({dtype: np.array(times) for dtype, times in found.items()} for found in (decode, prefill))  # type: ignore[return-value]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _peak(file: Path) -> int:
-    command = [str(Path(sys.executable).parent / "flatlm"), "benchmark", str(file), "--prefill", "128", "--decode", "8", "--runs", "1"]
-    reply = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
-    peak: int = reply["peak_rss_bytes"]
-    return peak
+def _inverse(ratio: Ratio | None) -> str:
+    """Of times, from that of speeds."""
+    if ratio is None:
+        return "1"
+    interval = f" ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})" if ratio.low and ratio.high else ""
+    return f"{1 / ratio.median:.2f}{interval}"
 
 
 def _quality(place: Path, dtype: CacheDtype) -> None:

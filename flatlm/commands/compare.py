@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flatlm.commands import base
-from flatlm.commands.benchmark import _rounded
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import Measure
+from flatlm.generative.benchmarking.tables import rounded
 from flatlm.generative.comparison.compare import DEFAULT_ROUNDS, MOST_TIMES, CompareRequest, compare
 from flatlm.generative.comparison.ratios import LEAST_ROUNDS, Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison
@@ -128,7 +128,7 @@ def describe(found: Comparison, *, markdown: bool = False) -> str:
 
 
 def _median(name: str, measure: Measure) -> str:
-    return _rounded(measure.median * (1e3 if name.endswith("_s") else 1))
+    return rounded(measure.median * (1e3 if name.endswith("_s") else 1))
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -222,7 +222,9 @@ def _comparison(
         threads=opened[0].threads,
         machine=this_machine(),
         notes=tuple(_notes(plan, subjects)),
-        noise=tuple(f"while {subject.name} ran, {reason}" for subject, end in zip(subjects, closed, strict=True) for reason in end.noise),
+        noise=tuple(
+            f"while {subject.name} ran, {'; '.join(end.noise)}" for subject, end in zip(subjects, closed, strict=True) if end.noise
+        ),
     )
 
 

@@ -26,8 +26,8 @@ from flatlm.generative.runner import available_cores, split
 
 DEFAULT_PREFILL = 128
 DEFAULT_DECODE = 64
-DEFAULT_ROUNDS = 9
-"""The least of which one bad round does not widen the interval."""
+DEFAULT_ROUNDS = 10
+"""Even, so that as many go forwards as backwards, and enough that one bad round does not widen the interval."""
 TURN_S = 0.5
 """A turn ends with the run in which it gets so long."""
 MOST_TIMES = 5
@@ -151,7 +151,8 @@ def _rounds(sessions: Sequence[Session], request: CompareRequest, plan: _Plan, d
             took = _turn(sessions[index], plan, depth)
             if number:  # the first warms up
                 times[index].append(took)
-        if request.until is not None and number >= request.rounds and _widest(times, plan) <= request.until:
+        whole = number >= request.rounds and number % 2 == 0
+        if request.until is not None and whole and _widest(times, plan) <= request.until:
             break
     report(f"rounds at depth {depth}", most + 1, most + 1)
     return times

@@ -117,11 +117,20 @@ def test_a_drift_cancels(scripted):
     assert first.maximum / first.minimum > 1.5
 
 
+def test_speeds_and_times(scripted):
+    """Each token takes a hundredth of a second, later a little more, whatever reads it."""
+    _, request = scripted(100.0, 100.0)
+    speeds = compare(request).subjects[0].depths[0]
+    assert speeds.prefill_tokens_per_second.maximum == pytest.approx(100 / 1.05**4)  # in the fourth run, the second that counts
+    assert speeds.decode_tokens_per_second == speeds.prefill_tokens_per_second
+    assert speeds.time_to_first_token_s.minimum == pytest.approx((request.prefill + 1) * 0.01 * 1.05**4)
+
+
 def test_until_the_intervals_are_narrow(scripted):
     machines, request = scripted(100.0, lambda number: 200.0 if number > 30 else 200.0 + 20 * (number % 4))
     found = compare(replace(request, until=0.08))
     rounds = found.ratios[0].ratio.rounds
-    assert 6 < rounds < 30 and len(machines.order) == 2 * (rounds + 1)
+    assert 6 < rounds < 30 and rounds % 2 == 0 and len(machines.order) == 2 * (rounds + 1)
     assert all(item.ratio.half_width <= 0.08 for item in found.ratios)
     machines.order.clear()
     assert compare(replace(request, until=0.0001)).ratios[0].ratio.rounds == 30

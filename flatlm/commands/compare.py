@@ -11,7 +11,7 @@ from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import Measure
 from flatlm.generative.benchmarking.tables import rounded
-from flatlm.generative.comparison.compare import DEFAULT_ROUNDS, MOST_TIMES, CompareRequest, compare
+from flatlm.generative.comparison.compare import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_ROUNDS, MOST_TIMES, CompareRequest, compare
 from flatlm.generative.comparison.ratios import LEAST_ROUNDS, Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison
 from flatlm.generative.comparison.subject import Subject, name_subjects
@@ -81,14 +81,14 @@ def _exported(args: argparse.Namespace, place: Path, progress: base.Progress) ->
 
     recipes = {name: find_recipe(name) for name in dict.fromkeys(args.recipes.split(","))}
     prefill = None if args.prefill is None else (args.prefill,)
-    needed = max(args.depths) + (args.prefill or 0) + 1 + (args.decode or 0)
+    needed = max(args.depths) + (args.prefill or DEFAULT_PREFILL) + 1 + (args.decode or DEFAULT_DECODE)
     subjects = []
-    for number, recipe in enumerate(recipes.values()):
+    for number, (name, recipe) in enumerate(recipes.items()):
         progress("exports", number, len(recipes))
         output = place / f"{number}-{recipe.name}.tflite"
         length = needed if needed > DEFAULT_CACHE_LENGTH else None
         export(ExportRequest(args.checkpoint, output, recipe, prefill, length))
-        subjects.append(Subject(recipe.name, output))
+        subjects.append(Subject(name, output))
     return subjects
 
 

@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",
     "benchmark": "speed and memory of an exported file",
     "compare": "speeds of several files that take turns, with how sure their ratios are",
+    "sweep": "export, verify, evaluate and benchmark models x recipes x lengths x targets from a YAML file",
     "models": "the model families that can be exported",
     "recipes": "the quantization recipes",
     "demo": "export, prove, run and measure the small model that ships with FlatLM",

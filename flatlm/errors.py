@@ -44,5 +44,9 @@ class TargetError(FlatlmError):
     """A machine to measure on cannot be reached, refuses, lacks space or a program, is of another kind, or went away."""
 
 
+class SweepError(FlatlmError):
+    """A sweep's file has mistakes, its folder is in use, or the cluster that is to run it is not fit for it."""
+
+
 class VerificationFailed(Exception):  # noqa: N818 - a result, not a fault of the input
     """An exported file's outputs are further from the reference than its recipe allows. The command line exits with 1."""

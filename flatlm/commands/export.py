@@ -3,19 +3,19 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flatlm.commands import base
 from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import VerificationFailed
+from flatlm.generative.prove import describe_verification, prover
 from flatlm.layers.config import CacheDtype
 from flatlm.quantize.recipes import Recipe
 from flatlm.utilities.recipe_file import find_recipe
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used, after the compiler's process has been started
-    from flatlm.utilities.exporter import ExportReport, ExportRequest, Prove
+    from flatlm.utilities.exporter import ExportReport, ExportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,27 +116,8 @@ def export_and_verify(
     from flatlm.utilities.exporter import export
 
     with base.progress_bar() as progress:
-        prove = prover(request, tokens, progress) if verify else None
+        prove = prover(request, tokens=tokens, progress=progress) if verify else None
         return export(request, prove=prove, progress=progress, compiler=compiler)
-
-
-def prover(request: "ExportRequest", tokens: int | None, progress: base.Progress) -> "Prove":
-    """What runs a file against the request's checkpoint, and raises VerificationFailed, with the `report`, where it is too far off."""
-
-    def prove(path: Path) -> Mapping[str, Any]:
-        from flatlm.generative import verify as judge
-
-        report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
-        if not report.passed:
-            error = VerificationFailed(
-                f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "
-                f"({describe_verification(report.to_dict())}). Choose another recipe, or write it all the same with --no-verify"
-            )
-            error.report = report.to_dict()  # type: ignore[attr-defined]
-            raise error
-        return report.to_dict()
-
-    return prove
 
 
 def describe(report: "ExportReport") -> str:
@@ -155,11 +136,3 @@ def describe(report: "ExportReport") -> str:
 def of_dtype(dtype: str) -> str:
     """What is said of a KV cache that is not float32."""
     return "" if dtype == CacheDtype.FLOAT32 else f" of {dtype}"
-
-
-def describe_verification(verification: Mapping[str, Any]) -> str:
-    return (
-        f"{verification['tokens_compared']} tokens against {verification['against']}: max abs error {verification['max_abs_error']:.2e}, "
-        f"mean KL {verification['mean_kl']:.2e}, top-1 agreement {verification['top1_agreement']:.4f}, "
-        f"greedy text equal for {verification['greedy_tokens_equal']} of {verification['greedy_tokens']} tokens"
-    )

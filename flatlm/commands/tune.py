@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flatlm.commands import base, export
 from flatlm.errors import FlatlmError
 from flatlm.quantize.recipes import get_recipe
+from flatlm.generative.prove import prover
 
 if TYPE_CHECKING:
     from flatlm.generative.tune import TuneReport
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     budget = tune.Budget(args.max_size, args.max_kl, args.bits)
     with base.progress_bar() as progress:
         request = export.request_of(args, args.output, get_recipe("none"))
-        prove = None if args.no_verify else export.prover(request, args.verify_tokens, progress)
+        prove = None if args.no_verify else prover(request, tokens=args.verify_tokens, progress=progress)
         report = tune.tune(request, budget, schemes=schemes, prove=prove, progress=progress)
     picture = report.recipe_file.with_name(f"front.{args.plot}")
     try:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from flatlm.commands import base
-from flatlm.commands.export import describe_verification
+from flatlm.generative.prove import describe_verification
 from flatlm.generative.verify import DEFAULT_TOKENS, verify
 
 

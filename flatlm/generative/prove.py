@@ -1,0 +1,49 @@
+"""How an export is proved: the file is run against its checkpoint before it gets its name. Importing this loads nothing heavy."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatlm.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from flatlm.utilities.exporter import ExportRequest, Prove
+
+WRITE_ALL_THE_SAME = "write it all the same with --no-verify"
+
+
+def prover(
+    request: "ExportRequest",
+    *,
+    tokens: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    way_out: str = WRITE_ALL_THE_SAME,
+) -> "Prove":
+    """What runs a file against the request's checkpoint, and raises VerificationFailed, with the `report`, where it is too far off.
+
+    `tokens`: compare at least so many (256). `way_out`: what the error advises beside another recipe.
+    """
+
+    def prove(path: Path) -> Mapping[str, Any]:
+        from flatlm.generative import verify as judge
+
+        report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
+        if not report.passed:
+            error = VerificationFailed(
+                f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "
+                f"({describe_verification(report.to_dict())}). Choose another recipe, or {way_out}"
+            )
+            error.report = report.to_dict()  # type: ignore[attr-defined]
+            raise error
+        return report.to_dict()
+
+    return prove
+
+
+def describe_verification(verification: Mapping[str, Any]) -> str:
+    """A line of what `VerificationReport.to_dict` holds."""
+    return (
+        f"{verification['tokens_compared']} tokens against {verification['against']}: max abs error {verification['max_abs_error']:.2e}, "
+        f"mean KL {verification['mean_kl']:.2e}, top-1 agreement {verification['top1_agreement']:.4f}, "
+        f"greedy text equal for {verification['greedy_tokens_equal']} of {verification['greedy_tokens']} tokens"
+    )

@@ -1,0 +1,88 @@
+"""The key of each step: a digest of everything that decides its result. A step whose key was done is not done again."""
+
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flatlm import __version__
+from flatlm.errors import SweepError
+from flatlm.generative.sweeping.plan import Cell, Model
+from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT
+from flatlm.utilities.checkpoints.open import open_checkpoint
+
+_PACKAGES = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
+_READ_WHOLE = (".json", ".model", ".txt", ".jinja")
+"""Suffixes of what a checkpoint's directory holds beside its weights: configuration, tokenizer, chat template."""
+_CHUNK = 1 << 20
+
+
+class Keys:
+    """Digests files once, however many cells share them."""
+
+    def __init__(self) -> None:
+        self._file = functools.cache(_digest_file)
+        self._model = functools.cache(self._digest_model)
+
+    def of(self, cell: Cell) -> dict[str, str]:
+        """By step, in the order they are done. Raises a FlatlmError where the checkpoint or a file cannot be read.
+
+        The export's is in all others. A benchmark on `local` is this machine's. Where a model lies and what it is called does not count.
+        """
+        export = _digest(
+            flatlm=__version__,
+            packages=[version(name) for name in _PACKAGES],
+            model=self._model(cell.model),
+            recipe=cell.recipe.to_dict(),
+            lengths=[cell.prefill, cell.kv_cache_len, cell.kv_cache_dtype],
+            format=[cell.format, cell.prefill_logits],
+            calibration=self._file(cell.calibration) if cell.recipe.calibrated and cell.calibration else None,
+            verify=[cell.verify, cell.verify_tokens],
+        )
+        keys = {EXPORT: export}
+        if cell.evaluate is not None:
+            tokenizer = cell.model.tokenizer
+            keys[EVALUATE] = _digest(
+                export=export,
+                text=self._file(cell.evaluate.text),
+                tokenizer=tokenizer and self._beside(tokenizer),
+                options={name: value for name, value in asdict(cell.evaluate).items() if name != "text"},
+            )
+        if cell.benchmark is not None:
+            options = {name: value for name, value in asdict(cell.benchmark).items() if name not in ("targets", "runner")}
+            runner = cell.benchmark.runner and self._file(cell.benchmark.runner)
+            for target in cell.benchmark.targets:
+                machine = platform.node() if target == "local" else ""
+                keys[BENCHMARK + target] = _digest(export=export, target=target, machine=machine, options=options, runner=runner)
+        return keys
+
+    def _digest_model(self, model: Model) -> str:
+        with open_checkpoint(model.checkpoint, lora=model.lora) as checkpoint:
+            weights = checkpoint.fingerprint()
+        beside = [self._beside(path) for path in (model.checkpoint, model.lora) if path is not None and path.is_dir()]
+        return _digest(weights=weights, beside=beside, family=model.family, ignored=model.ignored_config_keys)
+
+    def _beside(self, path: Path) -> Mapping[str, str]:
+        """Of a directory's small files by name, or of the one file."""
+        files = [file for file in sorted(path.iterdir()) if file.suffix in _READ_WHOLE] if path.is_dir() else [path]
+        return {file.name: self._file(file) for file in files if file.is_file()}
+
+
+def _digest(**facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.sha256()
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+            return digest.hexdigest()
+    except OSError as error:
+        raise SweepError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,280 @@
+"""A sweep's file as data: models x recipes x prefill lengths x caches, each a cell, with what is asked of all of them.
+
+Everything that the file alone can have wrong is found here, in one error; whether a cell is possible is found when it is its turn.
+"""
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatlm.errors import RecipeError, SweepError
+from flatlm.generative.sweeping.sections import Mistakes, Section, is_whole, load_yaml, shown
+from flatlm.layers.config import CacheDtype
+from flatlm.quantize.recipes import Recipe
+from flatlm.utilities.recipe_file import find_recipe
+
+MOST_CELLS = 10_000
+LONGEST_NAME = 150
+"""Of a cell: it names a folder, and in it files with suffixes."""
+FORMATS = ["tflite", "litertlm"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and how it is to be read."""
+
+    name: str
+    checkpoint: Path
+    lora: Path | None = None
+    tokenizer: Path | None = None
+    """For evaluation, where it is not the checkpoint's."""
+    family: str | None = None
+    ignored_config_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is foretold, against the checkpoint; None: all of it."""
+
+    text: Path
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Where, and what is measured there. None: a default that fits the file."""
+
+    targets: tuple[str, ...]
+    prefill: int | None = None
+    decode: int | None = None
+    depths: tuple[int, ...] = (0,)
+    runs: int = 5
+    threads: int | None = None
+    runner: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One file to be made, and all that is asked of it."""
+
+    model: Model
+    recipe: Recipe
+    prefill: tuple[int, ...] | None
+    kv_cache_len: int | None
+    kv_cache_dtype: str
+    format: str
+    prefill_logits: bool
+    calibration: Path | None
+    verify: bool
+    """Whether the file is proved before it gets its name, on `verify_tokens` tokens (None: the usual number)."""
+    verify_tokens: int | None
+    evaluate: EvaluateOptions | None
+    benchmark: BenchmarkOptions | None
+    keep_file: bool
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its file: `smollm-dynamic_int8-p16_128-kv1024`."""
+        parts = [plain_name(self.model.name), plain_name(self.recipe.name)]
+        parts += ["p" + "_".join(map(str, self.prefill))] if self.prefill else []
+        parts += [f"kv{self.kv_cache_len}"] if self.kv_cache_len else []
+        parts += [self.kv_cache_dtype] if self.kv_cache_dtype != CacheDtype.FLOAT32 else []
+        return "-".join(parts)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.benchmark.targets if self.benchmark else ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A file's cells, in its order: the model changes slowest."""
+
+    file: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file and directory that its cells read."""
+        found: dict[Path, None] = {}
+        for cell in self.cells:
+            evaluated = cell.evaluate.text if cell.evaluate else None
+            paths = (cell.model.checkpoint, cell.model.lora, cell.model.tokenizer, cell.calibration, evaluated)
+            found |= {path: None for path in paths if path is not None}
+        return list(found)
+
+
+def plain_name(name: str) -> str:
+    """With nothing in it that a path could not have."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", name).lstrip(".-") or "_"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Relative paths in the file are relative to it. Raises SweepError, which lists every mistake and what to do about it."""
+    mistakes = Mistakes(path)
+    content = load_yaml(path)
+    if content is None:
+        raise SweepError(f"{path} is empty: it needs models and recipes")
+    reader = _Reader(Section(content, "", mistakes), path.absolute().parent)
+    cells = reader.cells()
+    mistakes.require_none()
+    return Sweep(path, tuple(cells))
+
+
+class _Reader:
+    def __init__(self, top: Section, folder: Path) -> None:
+        self.top, self.folder, self.mistakes = top, folder, top.mistakes
+
+    def cells(self) -> list[Cell]:
+        top = self.top
+        if top.get("models") is None:
+            self.mistakes.add("", "has no 'models': a list of checkpoints")
+        models = [self._model(where, value) for where, value in top.items("models")]
+        if top.get("recipes") is None:
+            self.mistakes.add("", "has no 'recipes': a list of names (flatlm recipes lists them) or of recipe.json files")
+        named = [(where, self._recipe(where, value)) for where, value in top.items("recipes")]
+        prefills = [self._lengths(where, value) for where, value in top.items("prefill")] or [None]
+        lengths = top.wholes("kv_cache_len", least=2) or (None,)
+        dtypes = [self._dtype(where, value) for where, value in top.items("kv_cache_dtype")] or [str(CacheDtype.FLOAT32)]
+        format_ = top.choice("format", FORMATS, FORMATS[0])
+        prefill_logits = top.flag("prefill_logits")
+        calibration = self._file(top, "calibration")
+        verify, verify_tokens = self._verify()
+        evaluate, benchmark = self._evaluate(), self._benchmark()
+        keep_file = top.flag("keep_files", True)
+        top.close()
+        for where, recipe in named:
+            if recipe is not None and recipe.method.needs_text and calibration is None:
+                self.mistakes.add(where, f"recipe {recipe.name} needs text to calibrate on: add `calibration: FILE` (.txt, .json, .jsonl)")
+        if (count := math.prod(map(len, (models, named, prefills, lengths, dtypes)))) > MOST_CELLS:
+            self.mistakes.add("", f"has {count} cells, and {MOST_CELLS} are the most: split it")
+            return []
+        shared = (format_, prefill_logits, calibration, verify, verify_tokens, evaluate, benchmark, keep_file)
+        found = [
+            Cell(model, recipe, prefill, length, dtype, *shared)
+            for model, (_, recipe), prefill, length, dtype in itertools.product(models, named, prefills, lengths, dtypes)
+            if model is not None and recipe is not None
+        ]
+        self._require_distinct(found)
+        return found
+
+    def _require_distinct(self, cells: list[Cell]) -> None:
+        names: set[str] = set()
+        for cell in cells:
+            name = cell.name.lower()  # some file systems take capitals for small letters
+            if len(name) > LONGEST_NAME:
+                self.mistakes.add("", f"the cell {name[:60]}... has too long a name for a file: give its model a shorter `name`")
+            if name in names:
+                self.mistakes.add(
+                    "", f"two cells are both {cell.name}: remove what is there twice, or tell models (`name: ...`) and recipe files apart"
+                )
+                return
+            names.add(name)
+
+    def _model(self, where: str, value: Any) -> Model | None:
+        section = Section({"checkpoint": value} if isinstance(value, str) else value, where, self.mistakes)
+        checkpoint = self._existing(section, "checkpoint")
+        if section.get("checkpoint") is None and isinstance(value, dict):
+            self.mistakes.add(where, "has no 'checkpoint': a directory, or a .gguf file")
+        keys = section.items("ignore_config_keys")
+        for place, key in keys:
+            if not isinstance(key, str):
+                self.mistakes.add(place, f"must be the name of a key, not {shown(key)}")
+        name, family = section.text("name"), section.text("family")
+        lora, tokenizer = self._existing(section, "lora"), self._existing(section, "tokenizer")
+        section.close()
+        if checkpoint is None:
+            return None
+        found = name or plain_name(checkpoint.resolve().name.removesuffix(".gguf"))
+        return Model(found, checkpoint, lora, tokenizer, family, tuple(key for _, key in keys))
+
+    def _recipe(self, where: str, value: Any) -> Recipe | None:
+        if not isinstance(value, str):
+            self.mistakes.add(where, f"must be a recipe's name or a recipe.json file, not {shown(value)}")
+            return None
+        try:
+            return find_recipe(str(self.folder / value) if value.endswith(".json") else value)
+        except RecipeError as error:
+            self.mistakes.add(where, str(error))
+            return None
+
+    def _lengths(self, where: str, value: Any) -> tuple[int, ...] | None:
+        if is_whole(value, 1):
+            self.mistakes.add(where, f"is {value}, and must be a list: [[16, 128]] is one file with both lengths, [[16], [128]] are two")
+            return None
+        if not isinstance(value, list) or not value or not all(is_whole(item, 2) for item in value):
+            self.mistakes.add(where, f"must be a list of whole numbers of at least 2, such as [16, 128], not {shown(value)}")
+            return None
+        return tuple(sorted(set(value)))
+
+    def _dtype(self, where: str, value: Any) -> str:
+        if value not in [str(dtype) for dtype in CacheDtype]:
+            self.mistakes.add(where, f"is {shown(value)}; use {', '.join(CacheDtype)}")
+        return str(value)
+
+    def _verify(self) -> tuple[bool, int | None]:
+        value = self.top.get("verify")
+        if is_whole(value, 1):
+            return True, int(value)
+        if value is not None and not isinstance(value, bool):
+            self.top.wrong("verify", f"must be true, false, or how many tokens to compare, not {shown(value)}")
+        return value is not False, None
+
+    def _evaluate(self) -> EvaluateOptions | None:
+        section = self.top.section("evaluate")
+        if section is None:
+            return None
+        text = self._file(section, "text")
+        if section.get("text") is None:
+            self.mistakes.add(section.where, "has no 'text': a .txt, .json or .jsonl file")
+        options = text and EvaluateOptions(text, section.whole("max_tokens"))
+        section.close()
+        return options or None
+
+    def _benchmark(self) -> BenchmarkOptions | None:
+        section = self.top.section("benchmark")
+        if section is None:
+            return None
+        targets: list[str] = []
+        for where, target in section.items("targets"):
+            if not isinstance(target, str) or not re.fullmatch(r"local|ssh://.+|adb(:.+)?", target):
+                self.mistakes.add(where, f"is {shown(target)}; use local, ssh://user@host or adb[:SERIAL]")
+            elif target in targets:
+                self.mistakes.add(where, f"{target} is there twice")
+            else:
+                targets.append(target)
+        options = BenchmarkOptions(
+            tuple(targets) or ("local",),
+            section.whole("prefill"),
+            section.whole("decode"),
+            section.wholes("depths", least=0) or (0,),
+            section.whole("runs") or 5,
+            section.whole("threads"),
+            self._file(section, "runner"),
+        )
+        section.close()
+        return options
+
+    def _file(self, section: Section, key: str) -> Path | None:
+        path = self._existing(section, key)
+        if path is not None and path.is_dir():
+            section.wrong(key, f"{path} is a directory: name a file")
+            return None
+        return path
+
+    def _existing(self, section: Section, key: str) -> Path | None:
+        value = section.text(key)
+        if value is None:
+            return None
+        path = self.folder / value
+        try:
+            found = path.exists()
+        except (OSError, ValueError):  # too long, or with a zero byte
+            found = False
+        if not found:
+            section.wrong(key, f"{path} does not exist; a relative path begins at the sweep file")
+            return None
+        return path

@@ -1,0 +1,163 @@
+"""What is done for one cell, in a process that may die of it: export and prove, inspect, evaluate; and benchmarks, one by one.
+
+Importing this loads nothing heavy: each step imports what it calls.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatlm.errors import FlatlmError, VerificationFailed
+from flatlm.generative.prove import prover
+from flatlm.generative.sweeping.plan import Cell
+from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT, LOG_NAME, CellRecord, Job
+from flatlm.utilities.results import save_result
+
+if TYPE_CHECKING:
+    from flatlm.utilities.exporter import ExportRequest
+
+
+def request_of(cell: Cell, file: Path) -> "ExportRequest":
+    """As `flatlm export` would be asked."""
+    from flatlm.utilities.exporter import ExportRequest
+
+    return ExportRequest(
+        cell.model.checkpoint,
+        file,
+        cell.recipe,
+        cell.prefill,
+        cell.kv_cache_len,
+        cell.prefill_logits,
+        cell.model.family,
+        cell.model.ignored_config_keys,
+        lora=cell.model.lora,
+        calibration=cell.calibration if cell.recipe.calibrated else None,
+        kv_cache_dtype=cell.kv_cache_dtype,
+    )
+
+
+def export_cell(cell: Cell, file: Path) -> None:
+    """Writes the file, its manifest and its inspection. Raises FlatlmErrors and VerificationFailed."""
+    from flatlm.generative.inspect import inspect_file
+    from flatlm.utilities.exporter import export
+
+    request = request_of(cell, file)
+    prove = prover(request, tokens=cell.verify_tokens, way_out="sweep it with `verify: false`") if cell.verify else None
+    export(request, prove=prove)
+    save_result(file, "inspection", inspect_file(file).to_dict())
+
+
+def evaluate_cell(cell: Cell, file: Path) -> Mapping[str, Any]:
+    """What becomes the file's `evaluation`: against its checkpoint. Raises FlatlmErrors."""
+    from flatlm.generative.evaluate import evaluate
+    from flatlm.utilities.documents import read_documents
+
+    assert cell.evaluate is not None
+    report = evaluate(
+        file,
+        read_documents(cell.evaluate.text),
+        checkpoint=cell.model.checkpoint,
+        lora=cell.model.lora,
+        max_tokens=cell.evaluate.max_tokens,
+        tokenizer=cell.model.tokenizer,
+    )
+    return report.to_dict()
+
+
+def benchmark_cell(cell: Cell, file: Path, target: str) -> Mapping[str, Any]:
+    """A target's entry of the file's `benchmark`. Raises FlatlmErrors."""
+    from flatlm.errors import TargetError
+    from flatlm.generative.benchmark import benchmark
+
+    options = cell.benchmark
+    assert options is not None
+    if target != "local":
+        raise TargetError(f"{target}: this version measures on `local` only")
+    return benchmark(file, prefill=options.prefill, decode=options.decode, runs=options.runs, threads=options.threads).to_dict()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Functions of a module, so that another process finds them by name."""
+
+    export: Callable[[Cell, Path], None] = export_cell
+    evaluate: Callable[[Cell, Path], Mapping[str, Any]] = evaluate_cell
+    benchmark: Callable[[Cell, Path, str], Mapping[str, Any]] = benchmark_cell
+
+
+def build(job: Job, steps: Steps) -> None:
+    """Export and evaluate, as far as that is pending. What became of each step is in `cell.json`, errors too."""
+    remove_leftovers(job)
+    record = CellRecord.read(job)
+    record.drop_stale()
+    pending = record.pending
+    if EXPORT in pending:
+
+        def export() -> dict[str, int]:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            steps.export(job.cell, job.file)
+            return {"bytes": job.file.stat().st_size}
+
+        if not _attempt(record, EXPORT, export):
+            return
+    if EVALUATE in pending:
+
+        def evaluate() -> dict[str, Any]:
+            save_result(job.file, "evaluation", steps.evaluate(job.cell, job.file))
+            return {}
+
+        _attempt(record, EVALUATE, evaluate)
+    remove_file_if_done(record)
+
+
+def measure(job: Job, steps: Steps) -> None:
+    """The pending benchmarks, target by target, where there is a file."""
+    record = CellRecord.read(job)
+    record.drop_stale()
+    pending = record.pending
+    if EXPORT in pending:
+        return
+    for target in job.cell.targets:
+        if BENCHMARK + target in pending:
+
+            def benchmark(target: str = target) -> dict[str, Any]:
+                record.put_benchmark(target, steps.benchmark(job.cell, job.file, target))
+                return {}
+
+            _attempt(record, BENCHMARK + target, benchmark)
+    remove_file_if_done(record)
+
+
+def remove_file_if_done(record: CellRecord) -> None:
+    """What is not to be kept goes once all is known; a failed cell's file stays, for the next try."""
+    if not record.job.cell.keep_file and record.state == "done":
+        record.job.file.unlink(missing_ok=True)
+
+
+def remove_leftovers(job: Job) -> None:
+    """Temporary files of a process that was killed: nobody else writes in a cell's folder."""
+    for path in job.folder.glob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
+def _attempt(record: CellRecord, step: str, work: Callable[[], Mapping[str, Any]]) -> bool:
+    """Do a step, timed; its failure is recorded, and goes no further."""
+    start = time.perf_counter()
+    record.begin(step)
+    try:
+        facts = work()
+    except (FlatlmError, VerificationFailed) as error:
+        verification = getattr(error, "report", None)
+        record.fail(step, str(error), time.perf_counter() - start, **({"verification": verification} if verification else {}))
+        return False
+    except Exception as error:
+        traceback.print_exc()
+        said = (str(error).strip().splitlines() or [""])[-1]
+        problem = f"{type(error).__name__}: {said} ({record.job.folder.name}/{LOG_NAME} has where)"
+        record.fail(step, problem, time.perf_counter() - start)
+        return False
+    record.finish(step, time.perf_counter() - start, **facts)
+    return True

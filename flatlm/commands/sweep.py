@@ -1,7 +1,6 @@
 """flatlm sweep SWEEP.yaml"""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     directory = args.output or args.sweep.with_suffix("")
     from flatlm.generative.sweeping.sweep import LocalPool, run_sweep
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with base.progress_bar() as progress:
         if args.ray is None:
             report = run_sweep(sweep, directory, pool=LocalPool(args.jobs or 1), progress=progress)

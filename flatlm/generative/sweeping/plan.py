@@ -130,11 +130,9 @@ class _Reader:
 
     def cells(self) -> list[Cell]:
         top = self.top
-        if top.get("models") is None:
-            self.mistakes.add("", "has no 'models': a list of checkpoints")
+        top.require("models", "a list of checkpoints")
         models = [self._model(where, value) for where, value in top.items("models")]
-        if top.get("recipes") is None:
-            self.mistakes.add("", "has no 'recipes': a list of names (flatlm recipes lists them) or of recipe.json files")
+        top.require("recipes", "a list of names (flatlm recipes lists them) or of recipe.json files")
         named = [(where, self._recipe(where, value)) for where, value in top.items("recipes")]
         prefills = [self._lengths(where, value) for where, value in top.items("prefill")] or [None]
         lengths = top.wholes("kv_cache_len", least=2) or (None,)
@@ -158,7 +156,8 @@ class _Reader:
             for model, (_, recipe), prefill, length, dtype in itertools.product(models, named, prefills, lengths, dtypes)
             if model is not None and recipe is not None
         ]
-        self._require_distinct(found)
+        if not self.mistakes:
+            self._require_distinct(found)
         return found
 
     def _require_distinct(self, cells: list[Cell]) -> None:
@@ -176,9 +175,8 @@ class _Reader:
 
     def _model(self, where: str, value: Any) -> Model | None:
         section = Section({"checkpoint": value} if isinstance(value, str) else value, where, self.mistakes)
+        section.require("checkpoint", "a directory, or a .gguf file")
         checkpoint = self._existing(section, "checkpoint")
-        if section.get("checkpoint") is None and isinstance(value, dict):
-            self.mistakes.add(where, "has no 'checkpoint': a directory, or a .gguf file")
         keys = section.items("ignore_config_keys")
         for place, key in keys:
             if not isinstance(key, str):
@@ -227,9 +225,8 @@ class _Reader:
         section = self.top.section("evaluate")
         if section is None:
             return None
+        section.require("text", "a .txt, .json or .jsonl file")
         text = self._file(section, "text")
-        if section.get("text") is None:
-            self.mistakes.add(section.where, "has no 'text': a .txt, .json or .jsonl file")
         options = text and EvaluateOptions(text, section.whole("max_tokens"))
         section.close()
         return options or None

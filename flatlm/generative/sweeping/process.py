@@ -45,7 +45,7 @@ class Processes:
         """Waits for it. A process that dies has its death recorded as the failure of the step that it was at."""
         folder = task.job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG_NAME).open("wb") as log:
+        with (folder / LOG_NAME).open("ab") as log:
             with self._lock:
                 if self._stopped:
                     return

@@ -61,7 +61,7 @@ class RayPool:
     def run(self, tasks: Sequence[Task]) -> Generator[Task]:
         """Each as it ends; what killed a worker is recorded as its cell's failure."""
         ray = self._ray
-        work = ray.remote(_run).options(num_cpus=self._cpus, max_retries=RETRIES, scheduling_strategy="SPREAD")
+        work = ray.remote(num_cpus=self._cpus, max_retries=RETRIES, scheduling_strategy="SPREAD")(_run)
         waiting, at_work = list(reversed(tasks)), dict[Any, Task]()
         try:
             while waiting or at_work:
@@ -105,7 +105,7 @@ class RayPool:
         asked = self.directory / f".probe-{word}"
         asked.write_text(word, "utf-8")
         try:
-            probe = ray.remote(_look_around).options(num_cpus=0, max_retries=0)
+            probe = ray.remote(num_cpus=0, max_retries=0)(_look_around)
             here = _versions()
             for node in nodes:
                 where = f"--ray {self.address}: node {node['NodeManagerAddress']}"

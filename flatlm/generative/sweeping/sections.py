@@ -59,6 +59,9 @@ class Mistakes:
     def add(self, where: str, what: str) -> None:
         self._found.append(f"{where}: {what}" if where else what)
 
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
     def require_none(self) -> None:
         """SweepError that names the file and lists them all."""
         if len(self._found) == 1:
@@ -77,11 +80,11 @@ class Section:
 
     def __init__(self, value: Any, where: str, mistakes: Mistakes) -> None:
         self.where, self.mistakes = where, mistakes
-        self._asked: list[str] = []
-        if not isinstance(value, Mapping):
+        self._asked: dict[str, None] = {}
+        self._is_mapping = isinstance(value, Mapping)
+        if not self._is_mapping:
             self.mistakes.add(where, f"must be a mapping of keys to values, not {shown(value)}")
-            value = {}
-        self._values: Mapping[Any, Any] = value
+        self._values: Mapping[Any, Any] = value if self._is_mapping else {}
 
     def path(self, key: str) -> str:
         return f"{self.where}.{key}" if self.where else key
@@ -91,14 +94,13 @@ class Section:
 
     def get(self, key: str) -> Any:
         """None where it is absent, or null."""
-        self._asked.append(key)
+        self._asked[key] = None
         return self._values.get(key)
 
-    def required(self, key: str, what: str) -> Any:
-        value = self.get(key)
-        if value is None:
+    def require(self, key: str, what: str) -> None:
+        """A mistake where it is absent; `what` says what it should be."""
+        if self.get(key) is None and self._is_mapping:
             self.mistakes.add(self.where, f"has no {key!r}: {what}")
-        return value
 
     def text(self, key: str) -> str | None:
         value: str | None = self._of_kind(key, lambda value: isinstance(value, str) and value.strip() != "", "text")
@@ -145,7 +147,7 @@ class Section:
     def close(self) -> None:
         for key in self._values:
             if key not in self._asked:
-                self.mistakes.add(self.path(str(key))[:200], f"unknown key; {suggestion(key, self._asked)}")
+                self.mistakes.add(self.path(str(key))[:200], f"unknown key; {suggestion(key, list(self._asked))}")
 
     def _of_kind(self, key: str, fits: Callable[[Any], bool], what: str) -> Any:
         value = self.get(key)

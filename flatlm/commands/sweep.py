@@ -1,6 +1,8 @@
 """flatlm sweep SWEEP.yaml"""
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             from flatlm.generative.sweeping.ray_cluster import RayPool
 
-            with RayPool(args.ray, directory, sweep.inputs, jobs=args.jobs) as pool:
+            quiet = contextlib.redirect_stdout(sys.stderr)  # Ray prints what becomes of its workers
+            with quiet, RayPool(args.ray, directory, sweep.inputs, jobs=args.jobs) as pool:
                 report = run_sweep(sweep, directory, pool=pool, progress=progress)
     if args.json:
         base.print_json(report.to_dict())

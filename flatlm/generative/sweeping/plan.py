@@ -227,9 +227,9 @@ class _Reader:
             return None
         section.require("text", "a .txt, .json or .jsonl file")
         text = self._file(section, "text")
-        options = text and EvaluateOptions(text, section.whole("max_tokens"))
+        max_tokens = section.whole("max_tokens")
         section.close()
-        return options or None
+        return None if text is None else EvaluateOptions(text, max_tokens)
 
     def _benchmark(self) -> BenchmarkOptions | None:
         section = self.top.section("benchmark")

@@ -93,7 +93,7 @@ class RayPool:
         try:
             self._ray.init(**options)
         except Exception as error:  # Ray raises many kinds, of its own and of others
-            raise SweepError(f"--ray {self.address}: cannot be reached ({_last_line(error)}); is it running? `ray status` tells") from error
+            raise SweepError(f"--ray {self.address}: cannot be reached ({_last_line(error)}); {_way_out(self.address, error)}") from error
 
     def _probe(self, nodes: Sequence[dict[str, Any]]) -> None:
         """Every node reads a file that was just written into the folder of results, and writes one beside it."""
@@ -172,6 +172,18 @@ def _require_an_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         raise SweepError(f"--ray {address}: cannot be reached ({error.strerror or error}); is the cluster running there?") from error
+
+
+def _way_out(address: str, error: BaseException) -> str:
+    """After a connection that failed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "AuthenticationError" in (type(cause).__name__, *str(cause).replace(":", " ").replace(".", " ").split()):
+            return "it asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head"
+        cause = cause.__cause__ or cause.__context__
+    if address.startswith("ray://"):
+        return "a ray:// address needs pip install 'ray[client]', here and on the head"
+    return "is it running? `ray status` tells"
 
 
 def _last_line(error: BaseException) -> str:

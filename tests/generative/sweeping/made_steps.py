@@ -12,7 +12,7 @@ from flatlm.generative.sweeping.plan import Cell
 from flatlm.generative.sweeping.steps import Steps
 from flatlm.utilities.results import save_result
 
-SEGFAULT, KILLED, REFUSED, TOO_FAR, BUG, NO_EVALUATION, NO_DEVICE, SLOW = range(40, 48)
+SEGFAULT, KILLED, REFUSED, TOO_FAR, BUG, NO_EVALUATION, NO_DEVICE, SLOW, WORKER_DIES = range(40, 49)
 """Lengths of caches, and what becomes of such a cell."""
 CALLS = "calls.txt"
 
@@ -24,6 +24,10 @@ def note(file: Path, what: str) -> None:
 
 def export(cell: Cell, file: Path) -> None:
     note(file, "export")
+    (file.parent / "parent").write_bytes(Path(f"/proc/{os.getppid()}/cmdline").read_bytes())
+    if cell.kv_cache_len == WORKER_DIES:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(100)
     if cell.kv_cache_len == SEGFAULT:
         os.kill(os.getpid(), signal.SIGSEGV)
     if cell.kv_cache_len == KILLED:

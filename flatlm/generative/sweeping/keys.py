@@ -54,7 +54,7 @@ class Keys:
                 options={name: value for name, value in asdict(cell.evaluate).items() if name != "text"},
             )
         if cell.benchmark is not None:
-            options = {name: value for name, value in asdict(cell.benchmark).items() if name not in ("targets", "runner")}
+            options = {name: value for name, value in asdict(cell.benchmark).items() if name not in ("targets", "runner", "ssh_options")}
             runner = cell.benchmark.runner and self._file(cell.benchmark.runner)
             for target in cell.benchmark.targets:
                 machine = platform.node() if target == "local" else ""

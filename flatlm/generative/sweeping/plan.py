@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatlm.errors import RecipeError, SweepError
+from flatlm.errors import RecipeError, SweepError, TargetError
 from flatlm.generative.sweeping.sections import Mistakes, Section, is_whole, load_yaml, shown
+from flatlm.generative.targets.open import open_target
 from flatlm.layers.config import CacheDtype
 from flatlm.quantize.recipes import Recipe
 from flatlm.utilities.recipe_file import find_recipe
@@ -37,10 +38,13 @@ class Model:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is foretold, against the checkpoint; None: all of it."""
+    """What is foretold, against the checkpoint. None: as `flatlm evaluate` does without being told."""
 
     text: Path
     max_tokens: int | None = None
+    context: int | None = None
+    stride: int | None = None
+    greedy_prompts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,13 @@ class BenchmarkOptions:
     decode: int | None = None
     depths: tuple[int, ...] = (0,)
     runs: int = 5
+    warmup: int = 1
     threads: int | None = None
+    weight_cache: bool = True
     runner: Path | None = None
+    """For adb."""
+    ssh_options: tuple[str, ...] = ()
+    remote_python: str = "python3"
 
 
 @dataclass(frozen=True)
@@ -177,17 +186,14 @@ class _Reader:
         section = Section({"checkpoint": value} if isinstance(value, str) else value, where, self.mistakes)
         section.require("checkpoint", "a directory, or a .gguf file")
         checkpoint = self._existing(section, "checkpoint")
-        keys = section.items("ignore_config_keys")
-        for place, key in keys:
-            if not isinstance(key, str):
-                self.mistakes.add(place, f"must be the name of a key, not {shown(key)}")
+        keys = section.texts("ignore_config_keys")
         name, family = section.text("name"), section.text("family")
         lora, tokenizer = self._existing(section, "lora"), self._existing(section, "tokenizer")
         section.close()
         if checkpoint is None:
             return None
         found = name or plain_name(checkpoint.resolve().name.removesuffix(".gguf"))
-        return Model(found, checkpoint, lora, tokenizer, family, tuple(key for _, key in keys))
+        return Model(found, checkpoint, lora, tokenizer, family, keys)
 
     def _recipe(self, where: str, value: Any) -> Recipe | None:
         if not isinstance(value, str):
@@ -227,9 +233,10 @@ class _Reader:
             return None
         section.require("text", "a .txt, .json or .jsonl file")
         text = self._file(section, "text")
-        max_tokens = section.whole("max_tokens")
+        max_tokens, context, stride = section.whole("max_tokens"), section.whole("context"), section.whole("stride")
+        greedy_prompts = section.whole("greedy_prompts", least=0)
         section.close()
-        return None if text is None else EvaluateOptions(text, max_tokens)
+        return None if text is None else EvaluateOptions(text, max_tokens, context, stride, greedy_prompts)
 
     def _benchmark(self) -> BenchmarkOptions | None:
         section = self.top.section("benchmark")
@@ -237,22 +244,30 @@ class _Reader:
             return None
         targets: list[str] = []
         for where, target in section.items("targets"):
-            if not isinstance(target, str) or not re.fullmatch(r"local|ssh://.+|adb(:.+)?", target):
-                self.mistakes.add(where, f"is {shown(target)}; use local, ssh://user@host or adb[:SERIAL]")
-            elif target in targets:
+            try:
+                open_target(str(target))
+            except TargetError as error:
+                self.mistakes.add(where, str(error))
+            if target in targets:
                 self.mistakes.add(where, f"{target} is there twice")
-            else:
-                targets.append(target)
+            targets.append(str(target))
+        warmup = section.whole("warmup", least=0)
         options = BenchmarkOptions(
             tuple(targets) or ("local",),
             section.whole("prefill"),
             section.whole("decode"),
             section.wholes("depths", least=0) or (0,),
             section.whole("runs") or 5,
+            1 if warmup is None else warmup,
             section.whole("threads"),
+            section.flag("weight_cache", True),
             self._file(section, "runner"),
+            section.texts("ssh_options"),
+            section.text("remote_python") or "python3",
         )
         section.close()
+        if options.runner is None and any(target.startswith("adb") for target in targets):
+            section.wrong("targets", "adb needs `runner: PATH`, LiteRT's or LiteRT-LM's benchmark program for the device")
         return options
 
     def _file(self, section: Section, key: str) -> Path | None:

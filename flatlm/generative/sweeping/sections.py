@@ -140,6 +140,13 @@ class Section:
                 self.mistakes.add(where, f"must be a whole number of at least {least}, not {shown(item)}")
         return tuple(item for _, item in items if is_whole(item, least)) or None
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        items = self.items(key)
+        for where, item in items:
+            if not isinstance(item, str):
+                self.mistakes.add(where, f"must be text, not {shown(item)}")
+        return tuple(item for _, item in items if isinstance(item, str))
+
     def section(self, key: str) -> "Section | None":
         value = self.get(key)
         return None if value is None else Section(value, self.path(key), self.mistakes)

@@ -6,7 +6,7 @@ Importing this loads nothing heavy: each step imports what it calls.
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,31 +52,43 @@ def export_cell(cell: Cell, file: Path) -> None:
 
 def evaluate_cell(cell: Cell, file: Path) -> Mapping[str, Any]:
     """What becomes the file's `evaluation`: against its checkpoint. Raises FlatlmErrors."""
-    from flatlm.generative.evaluate import evaluate
+    from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
+    from flatlm.generative.model_file import read_model_file
     from flatlm.utilities.documents import read_documents
 
-    assert cell.evaluate is not None
-    report = evaluate(
+    options = cell.evaluate
+    assert options is not None
+    stride = options.stride
+    if stride is None and options.text.suffix == ".txt":  # as `flatlm evaluate` reads it
+        stride = max(1, (options.context or read_model_file(file).cache_length) // 2)
+    request = EvaluationRequest(
         file,
-        read_documents(cell.evaluate.text),
-        checkpoint=cell.model.checkpoint,
-        lora=cell.model.lora,
-        max_tokens=cell.evaluate.max_tokens,
+        read_documents(options.text),
+        cell.model.checkpoint,
+        cell.model.lora,
         tokenizer=cell.model.tokenizer,
+        context=options.context,
+        stride=stride,
+        max_tokens=options.max_tokens,
     )
-    return report.to_dict()
+    if options.greedy_prompts is not None:
+        request = replace(request, greedy_prompts=options.greedy_prompts)
+    return evaluate(request).to_dict()
 
 
 def benchmark_cell(cell: Cell, file: Path, target: str) -> Mapping[str, Any]:
     """A target's entry of the file's `benchmark`. Raises FlatlmErrors."""
-    from flatlm.errors import TargetError
-    from flatlm.generative.benchmark import benchmark
+    from flatlm.generative.benchmarking.record import BenchmarkRequest
+    from flatlm.generative.targets.open import open_target
 
     options = cell.benchmark
     assert options is not None
-    if target != "local":
-        raise TargetError(f"{target}: this version measures on `local` only")
-    return benchmark(file, prefill=options.prefill, decode=options.decode, runs=options.runs, threads=options.threads).to_dict()
+    runner = options.runner if target.startswith("adb") else None
+    request = BenchmarkRequest(
+        file, options.prefill, options.decode, options.depths, options.runs, options.warmup, options.threads, options.weight_cache, runner
+    )
+    machine = open_target(target, ssh_options=options.ssh_options, remote_python=options.remote_python)
+    return machine.benchmark(request).to_dict()
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,12 @@ def remove_leftovers(job: Job) -> None:
         path.unlink(missing_ok=True)
 
 
+def fault(error: Exception) -> str:
+    """In one line, of what nobody foresaw."""
+    said = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {said}"
+
+
 def _attempt(record: CellRecord, step: str, work: Callable[[], Mapping[str, Any]]) -> bool:
     """Do a step, timed; its failure is recorded, and goes no further."""
     start = time.perf_counter()
@@ -155,9 +173,8 @@ def _attempt(record: CellRecord, step: str, work: Callable[[], Mapping[str, Any]
         return False
     except Exception as error:
         traceback.print_exc()
-        said = (str(error).strip().splitlines() or [""])[-1]
-        problem = f"{type(error).__name__}: {said} ({record.job.folder.name}/{LOG_NAME} has where)"
-        record.fail(step, problem, time.perf_counter() - start)
+        where = f"{record.job.folder.name}/{LOG_NAME}"
+        record.fail(step, f"{fault(error)} ({where} has where)", time.perf_counter() - start)
         return False
     record.finish(step, time.perf_counter() - start, **facts)
     return True

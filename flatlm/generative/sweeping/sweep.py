@@ -20,7 +20,7 @@ from flatlm.generative.sweeping.keys import Keys
 from flatlm.generative.sweeping.plan import Cell, Model, Sweep
 from flatlm.generative.sweeping.process import Processes, Task
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT, PLAN, CellRecord, Job
-from flatlm.generative.sweeping.steps import Steps, build, measure, remove_file_if_done, request_of
+from flatlm.generative.sweeping.steps import Steps, build, fault, measure, remove_file_if_done, request_of
 from flatlm.generative.sweeping.summary import CellSummary, summary_of
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import plan_export
@@ -91,15 +91,16 @@ def run_sweep(
     with _locked(directory):
         jobs = _Jobs(sweep, directory)
         tell = progress or (lambda stage, done, total: None)
-        to_build = [Task(build, job, steps) for job in jobs.ready(EXPORT, EVALUATE)]
-        _run(pool, to_build, "cells", tell)
-        to_measure = [Task(measure, job, steps) for job in jobs.ready(BENCHMARK)]
-        _run(LocalPool(), to_measure, "benchmarks", tell)
-        for job in jobs.found.values():
-            remove_file_if_done(CellRecord.read(job))
-        report = SweepReport(directory, tuple(summary_of(CellRecord.read(jobs.found[cell.name])) for cell in sweep.cells))
-        with atomic_output(directory / SUMMARY_NAME) as temporary:
-            temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
+        try:
+            _run(pool, [Task(build, job, steps) for job in jobs.ready(EXPORT, EVALUATE)], "cells", tell)
+            _run(LocalPool(), [Task(measure, job, steps) for job in jobs.ready(BENCHMARK)], "benchmarks", tell)
+        finally:
+            records = [CellRecord.read(jobs.found[cell.name]) for cell in sweep.cells]
+            for record in records:
+                remove_file_if_done(record)
+            report = SweepReport(directory, tuple(map(summary_of, records)))
+            with atomic_output(directory / SUMMARY_NAME) as temporary:
+                temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
     return report
 
 
@@ -126,8 +127,8 @@ class _Jobs:
                     if EXPORT in CellRecord.read(job).pending:
                         obstacles = _obstacles(model, cells) if obstacles is None else obstacles
                     problem = (obstacles or {}).get(cell.name)
-                except FlatlmError as error:
-                    problem = str(error)
+                except Exception as error:
+                    problem = _problem(error)
                 if problem is not None:
                     job = Job(cell, directory.absolute() / cell.name, {PLAN: ""})
                     CellRecord.read(job).fail(PLAN, problem)
@@ -153,11 +154,16 @@ def _obstacles(model: Model, cells: Sequence[Cell]) -> dict[str, str]:
             for cell in cells:
                 try:
                     plan_export(checkpoint, request_of(cell, Path(f"{cell.name}.{cell.format}")))
-                except FlatlmError as error:
-                    found[cell.name] = str(error)
-    except FlatlmError as error:
-        return {cell.name: str(error) for cell in cells}
+                except Exception as error:
+                    found[cell.name] = _problem(error)
+    except Exception as error:
+        return {cell.name: _problem(error) for cell in cells}
     return found
+
+
+def _problem(error: Exception) -> str:
+    """Whatever it is, it is this cell's."""
+    return str(error) if isinstance(error, FlatlmError) else fault(error)
 
 
 @contextmanager

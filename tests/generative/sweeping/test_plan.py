@@ -36,7 +36,7 @@ kv_cache_dtype: [float32, int8]
 format: litertlm
 verify: 64
 evaluate: {text: text.txt, max_tokens: 100}
-benchmark: {targets: [local, "ssh://me@board", adb, "adb:1234"], depths: [0, 64], runs: 3, threads: 2}
+benchmark: {targets: [local, "ssh://me@board", adb, "adb:1234"], depths: [0, 64], runs: 3, threads: 2, warmup: 0, runner: text.txt}
 keep_files: false
 """)
     )
@@ -48,7 +48,11 @@ keep_files: false
     assert (last.model.family, last.model.ignored_config_keys) == ("llama", ("x",))
     assert (last.format, last.verify, last.verify_tokens, last.keep_file) == ("litertlm", True, 64, False)
     assert last.evaluate and (last.evaluate.text, last.evaluate.max_tokens) == (tmp_path / "text.txt", 100)
-    assert last.benchmark and last.benchmark.depths == (0, 64) and last.targets == ("local", "ssh://me@board", "adb", "adb:1234")
+    assert (
+        last.benchmark
+        and (last.benchmark.depths, last.benchmark.warmup) == ((0, 64), 0)
+        and last.targets == ("local", "ssh://me@board", "adb", "adb:1234")
+    )
     assert sweep.inputs == [tmp_path / "a", tmp_path / "text.txt", tmp_path / "b"]
 
 
@@ -66,7 +70,10 @@ WRONG = {
     "evaluate: {text: nowhere.txt}": r"evaluate\.text: .*nowhere\.txt does not exist; a relative path begins at the sweep file",
     "evaluate: {text: a}": r"evaluate\.text: .*a is a directory: name a file",
     "evaluate: text.txt": r"evaluate: must be a mapping of keys to values, not 'text.txt'",
-    "benchmark: {targets: [locl]}": r"benchmark\.targets\[0\]: is 'locl'; use local, ssh://user@host or adb",
+    "benchmark: {targets: [locl]}": r"benchmark\.targets\[0\]: there is no target 'locl': give one of local, ssh",
+    "benchmark: {targets: [1]}": r"benchmark\.targets\[0\]: there is no target '1'",
+    "benchmark: {targets: [adb]}": r"benchmark\.targets: adb needs `runner: PATH`",
+    "benchmark: {ssh_options: [1]}": r"benchmark\.ssh_options\[0\]: must be text, not 1",
     "benchmark: {targets: [local, local]}": r"benchmark\.targets\[1\]: local is there twice",
     "benchmark: {runs: 0}": r"benchmark\.runs: must be a whole number of at least 1, not 0",
     "benchmark: {depths: [0, x]}": r"benchmark\.depths\[1\]: must be a whole number of at least 0, not 'x'",

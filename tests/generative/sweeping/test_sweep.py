@@ -162,6 +162,18 @@ def test_an_unreadable_checkpoint_keeps_what_is_known(folder, cells_of, tiny_che
     assert cell.state == "done" and cell.error is None and folder.calls() == []
 
 
+def test_what_nobody_foresaw_is_one_cell_s(folder, cells_of, monkeypatch):
+    from flatlm.generative.sweeping import sweep
+
+    def plan(checkpoint, request):
+        if request.kv_cache_len == 17:
+            raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(sweep, "plan_export", plan)
+    cells_of(16, 17)
+    assert [(cell.state, cell.error) for cell in folder.run().cells] == [("done", None), ("failed", "ZeroDivisionError: division by zero")]
+
+
 def test_a_bad_file_changes_nothing(folder, cells_of):
     cells_of(16)
     folder.run()
@@ -198,6 +210,7 @@ def test_an_end_in_the_middle_leaves_nothing_running_and_is_gone_on_from(ending,
     wait_for(lambda: not is_running(cell))
     assert sorted(folder.calls()) == [f"evaluate {CELL}", f"export {CELL}", "export tiny-none-p4-kv47"]
     assert json.loads((slow / "cell.json").read_text())["state"] == "unfinished"
+    assert (folder.out / "summary.json").exists() == (ending == signal.SIGINT)
     cells_of(16)
     assert folder.run().cells[0].state == "done"
     assert folder.calls() == [f"benchmark local {CELL}", f"benchmark ssh://pi@board {CELL}"]

@@ -34,7 +34,7 @@ def export(cell: Cell, file: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if cell.kv_cache_len == REFUSED:
         raise ExportError("there is no such export")
-    if cell.kv_cache_len == TOO_FAR:
+    if cell.kv_cache_len == TOO_FAR and cell.verify:
         error = VerificationFailed("too far off")
         error.report = {"mean_kl": 9.0}
         raise error

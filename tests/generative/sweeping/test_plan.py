@@ -158,3 +158,20 @@ def test_a_missing_file_is_named(tmp_path):
 def test_names_are_fit_for_paths():
     assert plain_name("../../etc/pass wd") == "_.._etc_pass_wd"
     assert plain_name(".") == "_"
+
+
+def test_the_documented_file_is_read(tmp_path):
+    text = (Path(__file__).resolve().parents[3] / "docs" / "sweep.md").read_text("utf-8")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text.split("```yaml\n")[1].split("```")[0])
+    for folder in ("checkpoints/SmolLM2-135M", "checkpoints/Llama-3.2-1B", "adapters/stories", "tokenizers/llama"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("text/calibration.json", "text/held_out.json", "tools/benchmark_model", "smollm.tune/recipe.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    write_recipe(
+        tmp_path / "smollm.tune" / "recipe.json", get_recipe("dynamic_int8").mixed("tuned", "dynamic_int8", {"lm_head.*": "float32"})
+    )
+    cells = read_sweep(file).cells
+    assert len(cells) == 2 * 3 * 2 * 2 * 2
+    assert cells[0].benchmark and cells[0].benchmark.ssh_options == ("Port=2222",)

@@ -123,6 +123,18 @@ def test_a_failed_cell_sinks_none_and_is_tried_again(folder, cells_of):
     ]
 
 
+def test_results_of_what_a_cell_was_before_do_not_stay(folder, cells_of):
+    (folder.path / "text.txt").write_text("again")
+    cells_of(made.TOO_FAR, made.NO_EVALUATION, verify=False)
+    assert not folder.run().failed
+    cells_of(made.TOO_FAR, made.NO_EVALUATION, verify=True)
+    (folder.path / "text.txt").write_text("once")
+    assert [cell.error for cell in folder.run().cells] == ["too far off", "no such text"]
+    assert sorted(path.name for path in (folder.out / "tiny-none-p4-kv43").iterdir()) == ["cell.json", "log.txt", "parent"]
+    kinds = {path.suffixes[-2] for path in (folder.out / "tiny-none-p4-kv45").glob("*.tflite.*.json")}
+    assert kinds == {".manifest", ".benchmark"}
+
+
 def test_files_that_are_not_kept_are_made_again_where_needed(folder, cells_of):
     cells_of(16, made.NO_DEVICE, keep_files=False)
     folder.run()

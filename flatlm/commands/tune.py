@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from flatlm.commands import base, export
 from flatlm.errors import FlatlmError
-from flatlm.quantize.recipes import get_recipe
 from flatlm.generative.prove import prover
+from flatlm.quantize.recipes import get_recipe
 
 if TYPE_CHECKING:
     from flatlm.generative.tune import TuneReport

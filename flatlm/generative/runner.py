@@ -41,6 +41,7 @@ class Runner:
         self._decode = _Signature(file.decode, model, self._caches)
         self._prefill = {spec.length: _Signature(spec, model, self._caches) for spec in file.prefill}
         self._position = 0
+        self._written = 0  # slots, counted from the text's beginning: of a padded call, the padding too
         self._empty = False  # the runtime's buffers hold anything at first
         self.reset()
 
@@ -92,7 +93,7 @@ class Runner:
 
     @property
     def most_rewound(self) -> int:
-        """How many tokens `rewind` may forget, other than all: as many as one call may have written, where a layer keeps a ring."""
+        """How far `rewind` may go back behind the furthest slot that was written, other than to 0: one call, where a layer keeps a ring."""
         whole = self.file.shortest_cache >= self.cache_length
         return self.cache_length if whole else max(self.prefill_lengths, default=1)
 
@@ -101,19 +102,24 @@ class Runner:
         if not self._empty:
             for name, spec in self.file.decode.caches.items():
                 self._caches[name].write(np.zeros(spec.shape, spec.dtype))
-        self._position = 0
+        self._position = self._written = 0
         self._empty = True
+
+    def can_rewind(self, position: int) -> bool:
+        """Whether `rewind` may go there: a ring no longer has what the window of an older position needs."""
+        return 0 <= position <= self._position and (position == 0 or self._written - position <= self.most_rewound)
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from `position` on, so that another text may share the ones before it."""
         if not 0 <= position <= self._position:
             raise RuntimeFileError(f"cannot go to position {position}: {self._position} tokens are in the cache")
-        if position and self._position - position > self.most_rewound:
+        if not self.can_rewind(position):
             raise RuntimeFileError(
                 f"{self.file.path}: cannot go back {self._position - position} tokens: layers with a window keep what they need for "
-                f"{self.most_rewound}; reset, and read the text again"
+                f"{self.most_rewound}, padding of the last prefill included; reset, and read the text again"
             )
         self._position = position
+        self._written = self._written if position else 0
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Reads all of `ids`, without their logits."""
@@ -160,6 +166,7 @@ class Runner:
             chunk, tokens = tokens[:length], tokens[length:]
             self._empty = False
             signature.run(chunk, self._position)
+            self._written = max(self._written, self._position + length)
             self._position += len(chunk)
             yield signature, len(chunk)
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.runner import Runner, available_cores, split
 from tests.generative.toy_model import S, V
+from tests.models import export_fast, random_decoder, tiny_config
 
 TOLERANCE = 1e-5
 texts = st.lists(st.integers(0, V - 1), min_size=1, max_size=S)
@@ -229,3 +231,22 @@ def test_split_is_the_cheapest_that_stays_within_the_cache(count, lengths, spare
 )
 def test_split_of_some_prompts(count, room, plan):
     assert split(count, lengths=(128, 512), room=room) == plan
+
+
+def test_a_ring_remembers_how_far_padding_was_written(tmp_path):
+    """Window 17, prefill_16: 35 tokens are read in 3 calls, the last one padded to 48. Going back 16 is too far, 3 is not."""
+    model = random_decoder(tiny_config(window=17), cache_length=64, longest_step=16)
+    file = export_fast(model, signature_specs((16,), prefill_logits=True), tmp_path / "ring.tflite")
+    ids = np.random.default_rng(0).integers(0, 96, 40).tolist()
+    with Runner.open(file) as runner:
+        expected = runner.prefill_logits(ids)
+        runner.reset()
+        runner.prefill(ids[:35])
+        for position, kept in ((0, True), (19, False), (31, False), (32, True), (35, True), (36, False)):
+            assert runner.can_rewind(position) is kept
+        with pytest.raises(RuntimeFileError, match=r"cannot go back 16 tokens: .* padding of the last prefill included"):
+            runner.rewind(19)
+        runner.rewind(32)
+        np.testing.assert_allclose(runner.prefill_logits(ids[32:]), expected[32:], atol=1e-4)
+        runner.rewind(0)
+        assert runner.can_rewind(0)

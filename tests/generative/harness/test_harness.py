@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flatlm.errors import FlatlmError, OutputError, RuntimeFileError, TextError, TokenizerError
-from flatlm.generative.evaluation.harness import evaluate_tasks, require_harness
+from flatlm.generative.harness.tasks import evaluate_tasks, require_harness
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
 
 if TYPE_CHECKING:
-    from flatlm.generative.evaluation.harness_model import FlatlmLM
+    from flatlm.generative.harness.model import FlatlmLM
 
 ROOT = Path(__file__).parents[3]
 CONTEXT = 160
@@ -29,7 +29,7 @@ CHAT = (
     "{{bos_token}}{% for m in messages %}[{{m['role']}}] {{m['content']|trim}}\n{% endfor %}{% if add_generation_prompt %}[me] {% endif %}"
 )
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{raise_exception('no system')}}{% endif %}" + CHAT
-ENTRY_POINT = "[torch.backends]\nflatlm = flatlm.generative.evaluation.harness_plugin:register\n"
+ENTRY_POINT = "[torch.backends]\nflatlm = flatlm.generative.harness.plugin:register\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +90,7 @@ def changed(checkpoint: Path, folder: Path, **settings: Any) -> Path:
 
 
 def open_model(file: Path, tokenizer: Path, **options: Any) -> "FlatlmLM":
-    from flatlm.generative.evaluation.harness_model import FlatlmLM
+    from flatlm.generative.harness.model import FlatlmLM
 
     return FlatlmLM(file, tokenizer=str(tokenizer), progress=lambda *_: None, **options)
 
@@ -202,7 +202,7 @@ def test_evaluate_tasks_reports_what_the_harness_does(file, checkpoint, tasks) -
 ENDED = """
 import os, signal, sys
 from pathlib import Path
-from flatlm.generative.evaluation.harness import evaluate_tasks
+from flatlm.generative.harness.tasks import evaluate_tasks
 file, tokenizer, tasks, work = map(Path, sys.argv[1:])
 def progress(stage, done, total):
     if stage == "loglikelihood" and done == 9:
@@ -293,7 +293,7 @@ def test_sampled_text(file, checkpoint) -> None:
 
 
 def test_what_is_asked_of_a_text() -> None:
-    from flatlm.generative.evaluation.harness_generation import GenerationSettings
+    from flatlm.generative.harness.generation import GenerationSettings
 
     def read(**kwargs: Any) -> GenerationSettings:
         return GenerationSettings.read(kwargs, eos="</s>", max_tokens=256)
@@ -349,7 +349,7 @@ def test_the_entry_point_leaves_other_programs_alone() -> None:
         command = [sys.executable, "-c", f"import sys; {script}"]
         return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.split()
 
-    register = "from flatlm.generative.evaluation.harness_plugin import register; register(); register();"
+    register = "from flatlm.generative.harness.plugin import register; register(); register();"
     assert not {"lm_eval", "torch", "numpy"} & set(printed(f"{register} print(*sys.modules)"))
     models = printed(f"import lm_eval; {register} from lm_eval.api.registry import model_registry; print(*model_registry.keys())")
     assert {"flatlm", "hf", "vllm"} <= set(models)
@@ -386,6 +386,6 @@ def test_an_unknown_task_is_told_its_neighbours(file, checkpoint, tasks) -> None
 
 def test_without_the_harness(file, checkpoint, monkeypatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr("flatlm.generative.evaluation.harness.find_spec", lambda name: None if name == "lm_eval" else found(name))
+    monkeypatch.setattr("flatlm.generative.harness.tasks.find_spec", lambda name: None if name == "lm_eval" else found(name))
     with pytest.raises(FlatlmError, match=r"pip install 'flatlm\[lm-eval\]'"):
         evaluate_tasks(file, ["tiny_choice"], tokenizer=checkpoint)

@@ -17,7 +17,7 @@ from flatlm.errors import FlatlmError, RuntimeFileError, TextError
 from flatlm.generative.evaluation.scoring import Progress
 
 if TYPE_CHECKING:
-    from flatlm.generative.evaluation.harness_model import FlatlmLM
+    from flatlm.generative.harness.model import FlatlmLM
 
 __all__ = ["TaskResults", "evaluate_tasks"]
 
@@ -82,7 +82,7 @@ def evaluate_tasks(
     with quiet(), _offline_where_unreachable():
         from lm_eval.evaluator import simple_evaluate
 
-        from flatlm.generative.evaluation.harness_model import FlatlmLM
+        from flatlm.generative.harness.model import FlatlmLM
 
         model = FlatlmLM(file, progress=progress, **{"tokenizer": tokenizer, "work": work, **(model_args or {})})
         try:

@@ -5,8 +5,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from flatlm.generative.evaluation.scoring import chunk_length
-from flatlm.generative.runner import Logits, Runner, split
+from flatlm.generative.evaluation.scoring import chunk_length, prefills_logits
+from flatlm.generative.runner import Logits, Runner
 
 
 class PrefixReader:
@@ -14,15 +14,14 @@ class PrefixReader:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._scoring = tuple(spec.length for spec in runner.file.prefill if "logits" in spec.outputs)
+        self._scoring = prefills_logits(runner)
         self._chunk = chunk_length(runner)
         self._held: list[int] = []
-        self._written = 0
 
     @property
     def scores_by_prefill(self) -> bool:
         """Whether the file's prefill signatures give logits; without them each scored token takes a decode step."""
-        return bool(self._scoring)
+        return self._scoring
 
     def logits(self, ids: Sequence[int], wanted: int) -> Iterator[Logits]:
         """Read a text of n tokens; the logits after its last `wanted` ones, 1 or more, in pieces [m, V] from the first to the last.
@@ -50,34 +49,26 @@ class PrefixReader:
     def step(self, token: int) -> Logits:
         """Read one token more: the logits [V] of the next."""
         logits = self._runner.step(token)
-        self._took([token], ())
+        self._held.append(token)
         return logits
 
     def _share(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """Go back to what the cache and `ids` have in common, at most so many tokens of it; what is left to read."""
         shared = min(most, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, ids, strict=False))))
         whole = self._runner.position == len(self._held)  # not after a call that failed
-        # A ring keeps what its window needs from the furthest slot that was written, padding too.
-        if shared and whole and self._written - shared <= self._runner.most_rewound:
+        if shared and whole and self._runner.can_rewind(shared):
             self._runner.rewind(shared)
         else:
             self._runner.reset()
-            shared = self._written = 0
+            shared = 0
         del self._held[shared:]
         return ids[shared:]
 
     def _read(self, ids: Sequence[int]) -> None:
         self._runner.prefill(ids)
-        self._took(ids, self._runner.prefill_lengths)
+        self._held += ids
 
     def _read_scoring(self, ids: Sequence[int]) -> Logits:
         logits = self._runner.prefill_logits(ids)
-        self._took(ids, self._scoring)
-        return logits
-
-    def _took(self, ids: Sequence[int], lengths: Sequence[int]) -> None:
-        """These were read, by calls of these lengths; the last call wrote as many slots as it is long."""
-        begin = len(self._held)
-        slots = sum(split(len(ids), lengths=lengths, room=self._runner.cache_length - begin))
-        self._written = max(self._written, begin + slots)
         self._held += ids
+        return logits

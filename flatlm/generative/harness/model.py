@@ -20,11 +20,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 import flatlm
 from flatlm.errors import RuntimeFileError, TextError, TokenizerError
-from flatlm.generative.evaluation.harness_answers import Answers, content_key, request_key
-from flatlm.generative.evaluation.harness_generation import GenerationSettings, continue_text
-from flatlm.generative.evaluation.harness_reader import PrefixReader
-from flatlm.generative.evaluation.harness_text import HarnessTokenizer
 from flatlm.generative.file_tokenizer import file_tokenizer
+from flatlm.generative.harness.answers import Answers, content_key, request_key
+from flatlm.generative.harness.generation import GenerationSettings, continue_text
+from flatlm.generative.harness.reader import PrefixReader
+from flatlm.generative.harness.text import HarnessTokenizer
 from flatlm.generative.runner import Runner
 
 Progress = Callable[[str, int, int], None]

@@ -9,7 +9,7 @@ import pytest
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.evaluation.harness_reader import PrefixReader
+from flatlm.generative.harness.reader import PrefixReader
 from flatlm.generative.runner import Runner
 from tests.generative.toy_model import S, Toy, V
 from tests.models import export_fast, random_decoder, tiny_config

@@ -1,7 +1,7 @@
 """Makes `lm_eval --model flatlm` known to lm-evaluation-harness.
 
-The harness (0.4.13) looks for no plug-ins of models; but it imports torch after itself and before it looks for the model, and torch calls
-the entry points of the group `torch.backends`. FlatLM's own, `register`, does nothing in any other program.
+The harness (0.4.11 to 0.4.13) looks for no plug-ins of models; but it imports torch after itself and before it looks for the model, and
+torch calls the entry points of the group `torch.backends`. FlatLM's own, `register`, does nothing in any other program.
 """
 
 import sys
@@ -16,6 +16,6 @@ def register() -> None:
         from lm_eval.api.registry import model_registry
 
         if "flatlm" not in model_registry:
-            model_registry.register("flatlm", target="flatlm.generative.evaluation.harness_model:FlatlmLM")
+            model_registry.register("flatlm", target="flatlm.generative.harness.model:FlatlmLM")
     except Exception:  # an lm_eval of another version: torch, which calls this, must not fail for it
         return

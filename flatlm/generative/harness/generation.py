@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.evaluation.harness_reader import PrefixReader
+from flatlm.generative.harness.reader import PrefixReader
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.tokenizer import Tokenizer
 

@@ -23,6 +23,7 @@ VERBS = {
     "benchmark": "speed and memory of an exported file",
     "compare": "speeds of several files that take turns, with how sure their ratios are",
     "sweep": "export, verify, evaluate and benchmark models x recipes x lengths x targets from a YAML file",
+    "report": "what is known of the exported files in a folder, as a page or Markdown",
     "models": "the model families that can be exported",
     "recipes": "the quantization recipes",
     "demo": "export, prove, run and measure the small model that ships with FlatLM",

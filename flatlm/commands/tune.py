@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from flatlm.generative import front_plot, tune
+    from flatlm.generative import tune
+    from flatlm.generative.reporting import front_plot
     from flatlm.utilities.tuning.units import SEARCHED
 
     schemes = tuple(args.schemes.split(",")) if args.schemes else SEARCHED

@@ -144,6 +144,12 @@ class Runner:
         logits: Logits = self._decode.logits()[0]
         return logits
 
+    def read_cache(self, name: str) -> NDArray[Any]:
+        """A copy of one cache as it is now, in its own shape and type; slots that no token is in hold garbage."""
+        spec = self.file.decode.caches[name]
+        values: NDArray[Any] = self._caches[name].read(int(np.prod(spec.shape)), spec.dtype.type)
+        return values.reshape(spec.shape)
+
     def close(self) -> None:
         """Frees the model. The runner cannot be used after it."""
         self._prefill.clear()

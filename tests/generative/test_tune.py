@@ -10,7 +10,7 @@ from flatlm.commands.tune import _bytes
 from flatlm.errors import ExportError, OutputError, RecipeError, TextError
 from flatlm.generative import tune as module
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
-from flatlm.generative.front_plot import plot_front
+from flatlm.generative.reporting.front_plot import plot_front
 from flatlm.generative.tune import Budget, Candidate, _Search, tune
 from flatlm.quantize.knapsack import Option
 from flatlm.utilities.exporter import ExportRequest

@@ -1,21 +1,14 @@
 """The Pareto front of a search as a picture."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.errors import OutputError
+from flatlm.generative.reporting.svg import require_plots
 from flatlm.generative.tune import Candidate
 from flatlm.quantize.knapsack import Choice
 
 SUFFIXES = (".svg", ".png")
-
-
-def require_plots() -> None:
-    """OutputError, with the way out, where matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        raise OutputError("a plot needs matplotlib: pip install 'flatlm[plots]'")
 
 
 def plot_front(path: Path, choices: Sequence[Choice], candidates: Sequence[Candidate], best: Candidate) -> None:

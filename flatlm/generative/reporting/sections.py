@@ -1,0 +1,344 @@
+"""What a report says of a folder's findings, section by section."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from flatlm import __version__
+from flatlm.generative.benchmarking.record import BenchmarkRecord, Measure
+from flatlm.generative.reporting import comparisons, model_card
+from flatlm.generative.reporting.collect import Findings, Subject, at, named
+from flatlm.generative.reporting.document import MISSING, Block, Cell, Document, Kind, Paragraph, Section, Table
+from flatlm.generative.reporting.figures import cell, figures, number, percent, printable, text_cell
+from flatlm.generative.reporting.plots import Bar, Line, Point, bars_plot, lines_plot, quality_plot
+
+OPEN_UP_TO = 2
+"""Files whose details are shown opened."""
+HOW = {
+    "the file itself": "put it back into the folder, or save flatlm inspect FILE --json beside it",
+    "verification": "flatlm verify FILE CHECKPOINT, or export without --no-verify",
+    "perplexity": "flatlm evaluate FILE --text TEXT",
+    "distance from the checkpoint": "flatlm evaluate FILE --text TEXT --checkpoint CHECKPOINT",
+    "tasks": "flatlm evaluate FILE --tasks NAME,...",
+    "speed": "flatlm benchmark FILE",
+    "per-layer error": "flatlm report DIR --checkpoint CHECKPOINT",
+}
+"""What may be missing, and what measures it."""
+
+
+def build(findings: Findings) -> Document:
+    """All sections; the ones that nothing was found for say so under "Not measured"."""
+    subjects = findings.subjects
+    sections: list[tuple[str, str, Sequence[Block]]] = [
+        ("Summary", "summary", _summary(subjects)),
+        ("Quality against size", "quality", _quality(subjects)),
+        ("Distance from the checkpoint", "distance", _distance(subjects)),
+        ("Tasks", "tasks", _tasks(subjects)),
+        ("Speed", "speed", _speed(subjects)),
+        ("Side by side", "comparisons", comparisons.blocks(findings.comparisons)),
+        ("Error of each layer", "layers", _layers(subjects)),
+        ("Verification", "verification", _verification(subjects)),
+        ("The files", "files", [model_card.folded(subject, shown=len(subjects) <= OPEN_UP_TO) for subject in subjects]),
+        ("Machines and noise", "machines", _machines(subjects, findings.comparisons)),
+        ("Not measured", "missing", _missing(findings)),
+    ]
+    families = Counter(model_card.model_name(subject) for subject in subjects)
+    subtitle = f"{len(subjects)} exported {'file' if len(subjects) == 1 else 'files'} in {printable(findings.folder.resolve().name)}"
+    subtitle += f": {', '.join(families)}" if 0 < len(families) <= 4 else ""
+    shown = tuple(Section(title, anchor, tuple(blocks)) for title, anchor, blocks in sections if blocks)
+    return Document("FlatLM report", f"{subtitle}. Made by flatlm {__version__}.", shown)
+
+
+def _summary(subjects: Sequence[Subject]) -> list[Block]:
+    if not subjects:
+        return []
+    columns: dict[str, list[Cell]] = {
+        "#": [Cell(str(s.number), Kind.NUMBER) for s in subjects],
+        "file": [Cell(s.name, Kind.CODE, s.anchor) for s in subjects],
+        "model": [text_cell(model_card.model_name(s)) for s in subjects],
+        "recipe": [text_cell(s.recipe) for s in subjects],
+        "MB": [cell(s.bytes, factor=1e-6) for s in subjects],
+        "perplexity": [cell(s.measured("perplexity"), digits=4) for s in subjects],
+        "bits per byte": [cell(s.measured("bits_per_byte"), digits=4) for s in subjects],
+        "KL, nats": [cell(s.measured("mean_kl")) for s in subjects],
+        "top-1": [percent(s.measured("top1_agreement")) for s in subjects],
+        "prefill, tokens/s": [_median(s, "prefill_tokens_per_second") for s in subjects],
+        "decode, tokens/s": [_median(s, "decode_tokens_per_second") for s in subjects],
+        "first token, ms": [_median(s, "time_to_first_token_s", 1e3) for s in subjects],
+        "peak memory, MB": [cell(s.benchmarks[0].peak_rss_bytes if s.benchmarks else None, factor=1e-6) for s in subjects],
+    }
+    absent = [name for name, cells in columns.items() if all(one is MISSING for one in cells)]
+    kept = {name: cells for name, cells in columns.items() if name not in absent}
+    rows = tuple(zip(*kept.values(), strict=True))
+    blocks: list[Block] = [Table("All files", tuple(kept), rows)]
+    targets = sorted({printable(s.benchmarks[0].target) for s in subjects if s.benchmarks})
+    if targets:
+        blocks.append(Paragraph(f"Speeds are medians on {', '.join(targets)}, with nothing in the context before the prompt."))
+    if absent:
+        blocks.append(Paragraph(f"Measured for none of the files: {', '.join(absent)}."))
+    return blocks
+
+
+def _quality(subjects: Sequence[Subject]) -> list[Block]:
+    kl = _points(subjects, "mean_kl")
+    blocks: list[Block] = []
+    if kl:
+        blocks.append(
+            quality_plot(
+                "pareto", "KL from the checkpoint against size", kl, label="KL, nats a token", log=any(point.y > 0 for point in kl)
+            )
+        )
+    perplexity = _points(subjects, "bits_per_byte") or _points(subjects, "perplexity")
+    if perplexity:
+        name = "bits per byte" if _points(subjects, "bits_per_byte") else "perplexity"
+        blocks.append(quality_plot("perplexity", f"{name.capitalize()} against size", perplexity, label=name, log=False))
+    return blocks
+
+
+def _points(subjects: Sequence[Subject], measure: str) -> list[Point]:
+    found = []
+    for s in subjects:
+        value, size = s.measured(measure), s.bytes
+        if value is not None and size is not None and abs(value) < float("inf"):
+            found.append(Point(s.number, s.label, named(s.manifest, "checkpoint") or "", size / 1e6, value))
+    return found
+
+
+def _distance(subjects: Sequence[Subject]) -> list[Block]:
+    rows = []
+    for s in (s for s in subjects if s.measured("mean_kl") is not None):
+        ratio, error = s.measured("perplexity_ratio"), s.measured("perplexity_ratio_standard_error")
+        spread = "" if error is None else f" ± {figures(error, 2)}"
+        greedy = at(s.evaluation, "greedy")
+        prompts, equal = number(at(greedy, "prompts")), number(at(greedy, "equal_to_the_end"))
+        rows.append(
+            (
+                Cell(s.name, Kind.CODE, s.anchor),
+                text_cell(named(s.evaluation, "against")),
+                cell(s.measured("tokens")),
+                cell(s.measured("context")),
+                *(cell(s.measured(name)) for name in ("mean_kl", "median_kl", "p99_kl", "max_kl")),
+                *(percent(s.measured(name)) for name in ("top1_agreement", "top5_agreement")),
+                MISSING if ratio is None else Cell(f"{ratio:.4f}{spread}", Kind.NUMBER),
+                MISSING if prompts is None or equal is None else Cell(f"{equal:.0f} of {prompts:.0f}", Kind.NUMBER),
+                cell(at(greedy, "median_first_divergence")),
+            )
+        )
+    if not rows:
+        return []
+    headers: tuple[str, ...] = (
+        "file",
+        "against",
+        "tokens",
+        "context",
+        "mean KL",
+        "median KL",
+        "99th percentile",
+        "largest KL",
+        "top-1",
+        "top-5",
+    )
+    headers += ("perplexity ratio", "greedy texts equal", "tokens until greedy texts part")
+    note = (
+        "KL in nats, of the file's next-token distribution from the reference's. The ratio is the file's perplexity over the reference's."
+    )
+    return [Table("Distance from the checkpoint, on held-out text", headers, tuple(rows)), Paragraph(note)]
+
+
+def _tasks(subjects: Sequence[Subject]) -> list[Block]:
+    rows = []
+    for s in subjects:
+        tasks = at(s.evaluation, "tasks")
+        for task, metrics in (tasks if isinstance(tasks, Mapping) else {}).items():
+            for metric, value in (metrics if isinstance(metrics, Mapping) else {}).items():
+                if number(value) is None or str(metric).endswith("_stderr"):
+                    continue
+                error = number(metrics.get(f"{metric}_stderr"))
+                shown = figures(float(value), 4) + ("" if error is None else f" ± {figures(error, 2)}")
+                rows.append((Cell(s.name, Kind.CODE, s.anchor), text_cell(task), text_cell(metric), Cell(shown, Kind.NUMBER)))
+    return [Table("Scores, with their standard error", ("file", "task", "metric", "score"), tuple(rows))] if rows else []
+
+
+def _speed(subjects: Sequence[Subject]) -> list[Block]:
+    records = [(s, record) for s in subjects for record in s.benchmarks]
+    if not records:
+        return []
+    several = len({record.target for _, record in records}) > 1
+    labels = [printable(f"{s.label} on {record.target}") if several else s.label for s, record in records]
+    blocks: list[Block] = []
+    measures = (("decode", "decode_tokens_per_second"), ("prefill", "prefill_tokens_per_second"))
+    if any(len(record.depths) > 1 for _, record in records):
+        panels = [(f"{name}, tokens/s", _lines(records, labels, measure)) for name, measure in measures]
+        caption = "Medians, with their range over the runs. The context's depth is what it holds before the prompt."
+        blocks.append(lines_plot("speed", "Speed against context depth", panels, xlabel="depth of the context, tokens", caption=caption))
+    else:
+        bars = [(f"{name}, tokens/s", _bars(records, labels, measure)) for name, measure in measures]
+        shown = [(label, found) for label, found in bars if found]
+        if shown:
+            blocks.append(bars_plot("speed", "Speed", shown, caption="Medians, and the range over the runs as a bar."))
+    rows = []
+    for s, record in records:
+        for first, depth in zip([True] + [False] * len(record.depths), record.depths, strict=False):
+            rows.append(
+                (
+                    Cell(s.name, Kind.CODE, s.anchor),
+                    text_cell(record.target),
+                    cell(record.threads),
+                    cell(depth.depth),
+                    _spread(depth.prefill_tokens_per_second),
+                    _spread(depth.decode_tokens_per_second),
+                    _spread(record.time_to_first_token_s, 1e3) if first else Cell(""),
+                    _spread(record.load_s, 1e3) if first else Cell(""),
+                    cell(record.peak_rss_bytes, factor=1e-6) if first else Cell(""),
+                    _spread(record.energy_j_per_token, 1e3) if first else Cell(""),
+                )
+            )
+    headers: tuple[str, ...] = ("file", "target", "threads", "depth", "prefill, tokens/s", "decode, tokens/s")
+    headers += ("first token, ms", "load, ms", "peak memory, MB", "energy, mJ a token")
+    return [*blocks, Table("Median, and least to most over the runs", headers, tuple(rows))]
+
+
+def _lines(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[str], name: str) -> list[Line]:
+    found = []
+    for (s, record), label in zip(records, labels, strict=True):
+        measures = [(depth.depth, getattr(depth, name)) for depth in sorted(record.depths, key=lambda depth: depth.depth)]
+        known = [(depth, measure) for depth, measure in measures if measure is not None]
+        if known:
+            points = tuple((float(depth), measure.median) for depth, measure in known)
+            found.append(Line(s.number, label, points, tuple((measure.minimum, measure.maximum) for _, measure in known)))
+    return found
+
+
+def _bars(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[str], name: str) -> list[Bar]:
+    found = []
+    for (s, record), label in zip(records, labels, strict=True):
+        measure: Measure | None = getattr(record, name)
+        if measure is not None:
+            found.append(Bar(f"{s.number} {label}", measure.median, measure.minimum, measure.maximum))
+    return found
+
+
+def _layers(subjects: Sequence[Subject]) -> list[Block]:
+    measured = [(s, s.layer_rows()) for s in subjects if s.layer_rows()]
+    if not measured:
+        return []
+    keys = [Line(s.number, s.label, tuple((float(layer), error) for layer, error, _ in rows)) for s, rows in measured]
+    values = [Line(s.number, s.label, tuple((float(layer), error) for layer, _, error in rows)) for s, rows in measured]
+    finite = all(error < float("inf") for line in (*keys, *values) for _, error in line.points)
+    blocks: list[Block] = []
+    if finite:
+        blocks.append(
+            lines_plot(
+                "layers",
+                "Error of each layer",
+                [("keys, relative RMS", keys), ("values, relative RMS", values)],
+                xlabel="layer",
+                caption=f"On a logarithmic scale; what is below {1e-6:g} is drawn there.",
+                log=True,
+            )
+        )
+    rows = []
+    for s, found in measured:
+        worst = max(found, key=lambda row: max(row[1:]))
+        rows.append(
+            (
+                Cell(s.name, Kind.CODE, s.anchor),
+                cell(at(s.layers, "tokens")),
+                cell(max(found[0][1:])),
+                cell(max(found[-1][1:])),
+                Cell(f"{figures(max(worst[1:]))} in layer {worst[0]}", Kind.NUMBER),
+                cell(at(s.layers, "logits_error")),
+            )
+        )
+    headers = ("file", "tokens", "first layer", "last layer", "largest", "logits")
+    note = (
+        "The file's own keys and values, read back from its caches, against the eager model's: root mean square of the difference over "
+        "that of the values. An error made in a layer's attention output or feed-forward shows in the next layer."
+    )
+    return [*blocks, Table("Relative error of keys and values, whichever is larger", headers, tuple(rows)), Paragraph(note)]
+
+
+def _verification(subjects: Sequence[Subject]) -> list[Block]:
+    rows = []
+    for s in subjects:
+        found = s.manifest.get("verification")
+        if not isinstance(found, Mapping):
+            continue
+        passed = found.get("passed") is True
+        equal, compared = number(found.get("greedy_tokens_equal")), number(found.get("greedy_tokens"))
+        rows.append(
+            (
+                Cell(s.name, Kind.CODE, s.anchor),
+                Cell("passed", Kind.GOOD) if passed else Cell("failed", Kind.BAD),
+                text_cell(named(found, "against")),
+                cell(found.get("tokens_compared")),
+                cell(found.get("max_abs_error")),
+                cell(found.get("mean_kl")),
+                percent(found.get("top1_agreement")),
+                MISSING if equal is None or compared is None else Cell(f"{equal:.0f} of {compared:.0f}", Kind.NUMBER),
+                text_cell(model_card.bound(found.get("bound"))),
+            )
+        )
+    headers = ("file", "result", "against", "tokens", "largest error of a logit", "mean KL", "top-1", "greedy tokens equal", "bound")
+    return [Table("At export, in step with the reference", headers, tuple(rows))] if rows else []
+
+
+def _machines(subjects: Sequence[Subject], compared: Sequence[Mapping[str, object]]) -> list[Block]:
+    found: dict[tuple[str, ...], list[str]] = {}
+    for s in subjects:
+        for record in s.benchmarks:
+            m = record.machine
+            where = (record.target, m.cpu, m.architecture, str(m.cores), str(m.memory_bytes), m.system, m.runtime)
+            found.setdefault(where, []).extend(record.noise)
+    for index, comparison in enumerate(compared, 1):
+        values = at(comparison, "machine")
+        names = ("cpu", "architecture", "cores", "memory_bytes", "system", "runtime")
+        key = tuple(str(at(values, name) or "") for name in names)
+        noise = at(comparison, "noise")
+        found.setdefault((f"side by side {index}", *key), []).extend(map(str, noise if isinstance(noise, list | tuple) else []))
+    rows = []
+    for (target, cpu, architecture, cores, memory, system, runtime), noise in found.items():
+        gigabytes = f"{int(memory) / 1e9:.1f} GB" if memory.isdigit() and int(memory) else ""
+        known = [text if text not in ("", "0") else "not known" for text in (cpu, architecture, cores, gigabytes, system, runtime)]
+        quiet = Cell("it was quiet", Kind.GOOD) if not noise else Cell(printable("; ".join(dict.fromkeys(noise))), Kind.BAD)
+        rows.append((text_cell(target), *(text_cell(text) for text in known), quiet))
+    headers = ("target", "processor", "architecture", "cores", "memory", "system", "runtime", "reasons to doubt the figures")
+    return [Table("Where speeds were measured", headers, tuple(rows))] if rows else []
+
+
+def _missing(findings: Findings) -> list[Block]:
+    absent: dict[str, list[Subject]] = {what: [] for what in HOW}
+    for s in findings.subjects:
+        present = {
+            "the file itself": bool(s.inspection),
+            "verification": isinstance(s.manifest.get("verification"), Mapping),
+            "perplexity": s.measured("perplexity") is not None,
+            "distance from the checkpoint": s.measured("mean_kl") is not None,
+            "tasks": bool(at(s.evaluation, "tasks")),
+            "speed": bool(s.benchmarks),
+            "per-layer error": bool(s.layer_rows()),
+        }
+        for what, there in present.items():
+            if not there:
+                absent[what].append(s)
+    everything = len(findings.subjects)
+    rows = []
+    for what, lacking in absent.items():
+        if lacking:
+            whom = "all files" if len(lacking) == everything else ", ".join(s.name for s in lacking)
+            rows.append((Cell(what), Cell(whom), Cell(HOW[what], Kind.CODE)))
+    if not findings.comparisons:
+        rows.append((Cell("files and peers side by side"), Cell("all files"), Cell("flatlm compare A B --save", Kind.CODE)))
+    return [Table("What is missing, and what measures it", ("what", "of", "how to get it"), tuple(rows))] if rows else []
+
+
+def _median(subject: Subject, name: str, factor: float = 1.0) -> Cell:
+    measure: Measure | None = getattr(subject.benchmarks[0], name) if subject.benchmarks else None
+    return MISSING if measure is None else cell(measure.median, factor=factor)
+
+
+def _spread(measure: Measure | None, factor: float = 1.0) -> Cell:
+    if measure is None or number(measure.median) is None:
+        return MISSING
+    low, high = number(measure.minimum), number(measure.maximum)
+    spread = "" if low is None or high is None or measure.runs == 1 else f" ({figures(low * factor)} to {figures(high * factor)})"
+    return Cell(figures(measure.median * factor) + spread, Kind.NUMBER)

@@ -85,7 +85,7 @@ def _weights(model: Any) -> dict[str, tuple[int, int]]:
             tensor = graph.Tensors(index)
             size = model.Buffers(tensor.Buffer()).Size()
             if size:
-                seen.setdefault(tensor.Buffer(), (_scheme(tensor), size))
+                seen.setdefault(tensor.Buffer(), (describe_scheme(tensor), size))
     out: dict[str, tuple[int, int]] = {}
     for scheme, size in seen.values():
         count, total = out.get(scheme, (0, 0))
@@ -93,7 +93,8 @@ def _weights(model: Any) -> dict[str, tuple[int, int]]:
     return out
 
 
-def _scheme(tensor: Any) -> str:
+def describe_scheme(tensor: Any) -> str:
+    """How a stored tensor is encoded, such as `int8 per channel`."""
     name, quantization = _TYPE_NAMES[tensor.Type()], tensor.Quantization()
     if quantization is not None and quantization.DetailsType() == schema.QuantizationDetails.BlockwiseQuantization:
         details = schema.BlockwiseQuantization()

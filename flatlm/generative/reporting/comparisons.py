@@ -41,13 +41,17 @@ def blocks(comparisons: Sequence[Mapping[str, Any]]) -> list[Block]:
 
 def _plot(ratios: Sequence[tuple[Mapping[str, Any], float]], name: str, which: str) -> Block:
     panels: dict[str, list[Bar]] = {}
+    subjects = {named(ratio, "subject") or "?" for ratio, _ in ratios}
+    title = f"{subjects.pop()} against others{which}" if len(subjects) == 1 else f"One against another{which}"
+    alone = not subjects
     for ratio, value in ratios:
         low, high = number(ratio.get("low")), number(ratio.get("high"))
-        label = f"{named(ratio, 'subject') or '?'} / {named(ratio, 'to') or '?'}"
+        to = named(ratio, "to") or "?"
+        label = f"against {to}" if alone else f"{named(ratio, 'subject') or '?'} / {to}"
         panels.setdefault(_measure(ratio), []).append(Bar(label, value, value if low is None else low, value if high is None else high))
     caption = "A dot is the ratio, the bar its interval of confidence; the line marks equal ones. In speeds, more is better."
     shown = [(f"ratio of {measure.split(',')[0]}", bars) for measure, bars in panels.items()]
-    return bars_plot(name, f"Side by side{which}", shown, caption=caption, reference=1.0)
+    return bars_plot(name, title, shown, caption=caption, reference=1.0)
 
 
 def _ratio_row(entry: tuple[Mapping[str, Any], float]) -> tuple[Cell, ...]:

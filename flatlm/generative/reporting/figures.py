@@ -27,10 +27,13 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:.{digits - 1 - exponent}f}"
 
 
-def cell(value: object, *, digits: int = 3, unit: str = "", factor: float = 1.0) -> Cell:
-    """A number's, times `factor`; not measured where it is none."""
+def cell(value: object, *, digits: int = 3, factor: float = 1.0) -> Cell:
+    """A number's, times `factor`, whole ones in full; not measured where it is none."""
     found = number(value)
-    return MISSING if found is None else Cell(figures(found * factor, digits) + (f" {unit}" if unit else ""), Kind.NUMBER)
+    if found is None:
+        return MISSING
+    text = f"{value:,}" if isinstance(value, int) and factor == 1 else figures(found * factor, digits)
+    return Cell(text, Kind.NUMBER)
 
 
 def percent(value: object) -> Cell:

@@ -6,8 +6,12 @@ from flatlm.generative.reporting.document import Block, Cell, Document, Folded, 
 from flatlm.generative.reporting.style_sheet import STYLE_SHEET
 from flatlm.generative.reporting.svg import inline_svg
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Nothing may be loaded or run, also if a name in the report tried to."""
+
+
+SHORT = 26
+"""Characters of a cell that are kept on one line."""
 
 
 def render(document: Document) -> str:
@@ -85,7 +89,9 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell, *, first: bool, right: bool) -> str:
     tag, scope = ("th", ' scope="row"') if first else ("td", "")
-    classes = " ".join(name for name in (cell.kind if cell.kind not in (Kind.TEXT, Kind.NUMBER) else "", "number" if right else "") if name)
+    names = [cell.kind.value] if cell.kind not in (Kind.TEXT, Kind.NUMBER) else []
+    names += ["number"] if right else ["short"] if len(cell.text) <= SHORT else []
+    classes = " ".join(names)
     text = _text(cell.text)
     if cell.link is not None:
         text = f'<a href="#{_text(cell.link)}">{text}</a>'

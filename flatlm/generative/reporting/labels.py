@@ -2,25 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
 _DIRECTIONS = tuple((math.cos(angle), math.sin(angle)) for angle in (math.pi / 4 * step for step in (0, 4, 2, 6, 1, 7, 3, 5)))
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)
-_OUTSIDE, _ON_LABEL, _ON_POINT = 100.0, 30.0, 10.0
+_OUTSIDE, _ON_LABEL, _ON_POINT, _ON_LINE = 100.0, 30.0, 10.0, 3.0
 
 
 def label_points(
-    figure: Any, axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], *, color: str, size: float
+    figure: Any,
+    axes: Any,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    *,
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
+    color: str,
+    size: float,
 ) -> list[Box]:
-    """Write a text beside each point, in data coordinates; far ones get a line to it. Returns where the texts lie.
+    """Write a text beside each point, off the `lines`, all in data coordinates; far ones get a line to it. Returns where the texts lie.
 
     Call it when all else is drawn: what changes the axes afterwards moves the points.
     """
     renderer, scale = _prepared(figure)
     spots = [tuple(axes.transData.transform(point)) for point in points]
     inside = _extent(axes)
+    along = [_around(spot, 2 * scale) for line in lines for spot in _walk([axes.transData.transform(p) for p in line], 6 * scale)]
     placed: list[Box] = []
     crowd = {i: sum(math.dist(spots[i], other) < 60 * scale for other in spots) for i in range(len(spots))}
     boxes: dict[int, Box] = {}
@@ -35,6 +44,7 @@ def label_points(
                 box = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
                 cost = distance / 100 + _ON_LABEL * sum(_overlap(box, other) for other in placed)
                 cost += _ON_POINT * sum(_overlap(box, _around(spot, 5 * scale)) for spot in spots)
+                cost += _ON_LINE * any(_overlap(box, spot) for spot in along)
                 cost += 0 if _contains(inside, box) else _OUTSIDE
                 if best is None or cost < best[0]:
                     best = (cost, box, distance)
@@ -65,7 +75,8 @@ def label_line_ends(figure: Any, axes: Any, ends: Sequence[tuple[float, float]],
     _, scale = _prepared(figure)
     spots = [axes.transData.transform(end) for end in ends]
     right = axes.get_window_extent().x1 + 8 * scale
-    heights = spread([float(spot[1]) for spot in spots], size * 1.25 * scale)
+    _, bottom, _, top = _extent(axes)
+    heights = within(spread([float(spot[1]) for spot in spots], size * 1.25 * scale), bottom, top, size * 1.25 * scale)
     for end, spot, height, (text, color) in zip(ends, spots, heights, texts, strict=True):
         offset = (right - spot[0]) / scale, (height - spot[1]) / scale
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2}
@@ -87,6 +98,17 @@ def spread(places: Sequence[float], least: float) -> list[float]:
         low = _low(group, places, least)
         for step, index in enumerate(group):
             out[index] = low + step * least
+    return out
+
+
+def within(places: Sequence[float], low: float, high: float, least: float) -> list[float]:
+    """The same order and distances, pushed in from the high end, then from the low one."""
+    out = list(places)
+    order = sorted(range(len(out)), key=lambda i: out[i])
+    for step, index in enumerate(reversed(order)):
+        out[index] = min(out[index], high - step * least)
+    for step, index in enumerate(order):
+        out[index] = max(out[index], low + step * least)
     return out
 
 
@@ -119,6 +141,15 @@ def _measure(renderer: Any, text: str, size: float) -> tuple[float, float]:
 def _extent(axes: Any) -> Box:
     box = axes.get_window_extent()
     return box.x0, box.y0, box.x1, box.y1
+
+
+def _walk(corners: Sequence[Any], step: float) -> list[tuple[float, float]]:
+    """Spots along straight lines from corner to corner."""
+    spots = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        count = 1 + int(math.hypot(x1 - x0, y1 - y0) / step)
+        spots += [(x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count) for i in range(count + 1)]
+    return spots
 
 
 def _around(spot: Sequence[float], radius: float) -> Box:

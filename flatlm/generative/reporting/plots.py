@@ -9,6 +9,8 @@ from flatlm.generative.reporting.labels import label_line_ends, label_points, te
 
 NAMED = 10
 """The most points or lines that are called by name; of more, by their number in the summary."""
+LOG_FROM = 8
+"""Between the largest file and the smallest: from there on sizes are on a logarithmic scale."""
 LEAST_KL = 1e-6
 """What is below is drawn there: it is rounding of the arithmetic, and would squeeze the rest together."""
 
@@ -32,7 +34,6 @@ class Line:
     label: str
     points: tuple[tuple[float, float], ...]
     spread: tuple[tuple[float, float], ...] = ()
-    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,32 @@ def quality_plot(name: str, title: str, points: Sequence[Point], *, label: str, 
         _frame(axes, style)
         groups = list(dict.fromkeys(point.group for point in points))
         floor = LEAST_KL if log else float("-inf")
+        steps: list[list[tuple[float, float]]] = []
         for group, color in zip(groups, _colors(style, len(groups)), strict=True):
             line = [point for point in best if point.group == group]
             rest = [point for point in points if point.group == group and point not in line]
             xs, ys = [p.x for p in line], [max(p.y, floor) for p in line]
-            axes.step(xs, ys, where="post", color=color, linewidth=1.2, alpha=0.6)
+            corners = [corner for i, (x, y) in enumerate(zip(xs, ys, strict=True)) for corner in ([(x, ys[i - 1])] if i else []) + [(x, y)]]
+            steps.append(corners)
+            axes.plot(*zip(*corners, strict=True), color=color, linewidth=1.2, alpha=0.6)
             axes.plot(xs, ys, "o", color=color, markersize=7, linestyle="none")
             axes.plot(
                 [p.x for p in rest], [max(p.y, floor) for p in rest], "o", color=color, markersize=6, fillstyle="none", linestyle="none"
             )
         axes.set(xlabel="file, MB", ylabel=label, yscale="log" if log else "linear")
         axes.margins(0.14 if style.narrow else 0.1, 0.16)
-        if len({point.x for point in points}) > 1 and max(p.x for p in points) > 20 * min(p.x for p in points) > 0:
+        if max(p.x for p in points) > LOG_FROM * min(p.x for p in points) > 0:
+            from matplotlib.ticker import LogLocator
+
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         texts = [_called(point.number, point.label, len(points), style) for point in points]
-        label_points(figure, axes, [(p.x, max(p.y, floor)) for p in points], texts, color=style.foreground, size=8 if style.narrow else 9)
+        _plain_ticks(axes)
+        where = [(p.x, max(p.y, floor)) for p in points]
+        label_points(figure, axes, where, texts, lines=steps, color=style.foreground, size=8 if style.narrow else 9)
 
     caption = "Filled: on the front; no other file of the same model is both smaller and better. Less is better."
-    caption += f" KL below {LEAST_KL:g} is drawn there." if log and any(point.y < LEAST_KL for point in points) else ""
+    caption += f" KL below {tick(LEAST_KL)} is drawn there." if log and any(point.y < LEAST_KL for point in points) else ""
     return Plot(name, title, alt, caption, draw)
 
 
@@ -92,12 +101,15 @@ def lines_plot(
     alt = f"{title}: {', '.join(label for label, _ in shown)} against {xlabel} of {', '.join(names)}."
 
     def draw(figure: Any, style: Style) -> None:
-        labelled = [line for _, lines in shown for line in lines if not line.dashed]
-        most = max(sum(not line.dashed for line in lines) for _, lines in shown)
-        texts = {(line.number, line.label): _called(line.number, line.label, most, style) for line in labelled}
+        labelled = [line for _, lines in shown for line in lines]
+        most = max(len(lines) for _, lines in shown)
+        texts = {
+            (line.number, line.label): f"{line.number}" if style.narrow else _called(line.number, line.label, most, style)
+            for line in labelled
+        }
         size = 8 if style.narrow else 9
         room = max(text_width(figure, text, size) for text in texts.values()) + 0.25
-        height = max(2.3, most * size * 1.35 / 72 + 0.8)
+        height = max(2.3, most * size * 1.3 / 72 + 0.7)
         figure.set_figheight(height * len(shown))
         figure.get_layout_engine().set(rect=(0, 0, 1 - room / figure.get_figwidth(), 1))
         colors = dict(zip(files, _colors(style, len(files)), strict=True))
@@ -107,21 +119,21 @@ def lines_plot(
             for line in lines:
                 xs, ys = zip(*line.points, strict=True)
                 drawn = [max(y, LEAST_KL) for y in ys] if log else ys
-                axes.plot(xs, drawn, "o--" if line.dashed else "o-", color=colors[line.number], markersize=3, linewidth=1.3)
+                axes.plot(xs, drawn, "o-", color=colors[line.number], markersize=3, linewidth=1.3)
                 for x, (low, high) in zip(xs, line.spread, strict=False):
                     axes.plot([x, x], [low, high], color=colors[line.number], linewidth=1, alpha=0.5)
             axes.set(ylabel=label, yscale="log" if log else "linear")
             if not log:
                 axes.set_ylim(bottom=0)
+            _plain_ticks(axes)
         panels_axes[-1].set_xlabel(xlabel)
         if all(float(x).is_integer() for _, lines in shown for line in lines for x, _ in line.points):
             from matplotlib.ticker import MaxNLocator
 
             panels_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5 if style.narrow else 9))
         for axes, (_, lines) in zip(panels_axes, shown, strict=True):
-            ends = [line for line in lines if not line.dashed]
-            where = [(line.points[-1][0], max(line.points[-1][1], LEAST_KL) if log else line.points[-1][1]) for line in ends]
-            named = [(texts[line.number, line.label], colors[line.number]) for line in ends]
+            where = [(line.points[-1][0], max(line.points[-1][1], LEAST_KL) if log else line.points[-1][1]) for line in lines]
+            named = [(texts[line.number, line.label], colors[line.number]) for line in lines]
             label_line_ends(figure, axes, where, named, size=size)
 
     return Plot(name, title, alt, caption, draw)
@@ -145,6 +157,7 @@ def bars_plot(name: str, title: str, panels: Sequence[tuple[str, Sequence[Bar]]]
             texts = [_cut(figure, bar.label, size, figure.get_figwidth() * 0.4) for bar in bars]
             axes.set_yticks(places, texts, fontsize=size)
             axes.set(xlabel=label, ylim=(-0.6, len(bars) - 0.4))
+            _plain_ticks(axes, only_x=True)
             if reference is None:
                 axes.set_xlim(left=0)
             else:
@@ -163,6 +176,19 @@ def _frame(axes: Any, style: Style) -> None:
     axes.grid(color=style.muted, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_facecolor("none")
+
+
+def tick(value: float) -> str:
+    return f"{value:,.6g}".replace("e-0", "e-")
+
+
+def _plain_ticks(axes: Any, *, only_x: bool = False) -> None:
+    """Numbers without markup, since text from outside must not be read as such, and in groups of three."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (axes.xaxis,) if only_x else (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _colors(style: Style, count: int) -> list[str]:

@@ -1,18 +1,20 @@
 """What a report says of a folder's findings, section by section."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flatlm import __version__
 from flatlm.generative.benchmarking.record import BenchmarkRecord, Measure
 from flatlm.generative.reporting import comparisons, model_card
 from flatlm.generative.reporting.collect import Findings, Subject, at, named
-from flatlm.generative.reporting.document import MISSING, Block, Cell, Document, Kind, Paragraph, Section, Table
+from flatlm.generative.reporting.document import MISSING, Block, Cell, Document, Folded, Kind, Paragraph, Section, Table
 from flatlm.generative.reporting.figures import cell, figures, number, percent, printable, text_cell
-from flatlm.generative.reporting.plots import Bar, Line, Point, bars_plot, lines_plot, quality_plot
+from flatlm.generative.reporting.plots import LEAST_KL, Bar, Line, Point, bars_plot, lines_plot, quality_plot, tick
 
 OPEN_UP_TO = 2
 """Files whose details are shown opened."""
+ROWS_SHOWN = 30
+"""Of speeds; more are folded away."""
 HOW = {
     "the file itself": "put it back into the folder, or save flatlm inspect FILE --json beside it",
     "verification": "flatlm verify FILE CHECKPOINT, or export without --no-verify",
@@ -66,15 +68,10 @@ def _summary(subjects: Sequence[Subject]) -> list[Block]:
         "first token, ms": [_median(s, "time_to_first_token_s", 1e3) for s in subjects],
         "peak memory, MB": [cell(s.benchmarks[0].peak_rss_bytes if s.benchmarks else None, factor=1e-6) for s in subjects],
     }
-    absent = [name for name, cells in columns.items() if all(one is MISSING for one in cells)]
-    kept = {name: cells for name, cells in columns.items() if name not in absent}
-    rows = tuple(zip(*kept.values(), strict=True))
-    blocks: list[Block] = [Table("All files", tuple(kept), rows)]
+    blocks = _table("All files", tuple(columns), zip(*columns.values(), strict=True))
     targets = sorted({printable(s.benchmarks[0].target) for s in subjects if s.benchmarks})
     if targets:
         blocks.append(Paragraph(f"Speeds are medians on {', '.join(targets)}, with nothing in the context before the prompt."))
-    if absent:
-        blocks.append(Paragraph(f"Measured for none of the files: {', '.join(absent)}."))
     return blocks
 
 
@@ -112,10 +109,10 @@ def _distance(subjects: Sequence[Subject]) -> list[Block]:
         prompts, equal = number(at(greedy, "prompts")), number(at(greedy, "equal_to_the_end"))
         rows.append(
             (
-                Cell(s.name, Kind.CODE, s.anchor),
+                _who(s),
                 text_cell(named(s.evaluation, "against")),
-                cell(s.measured("tokens")),
-                cell(s.measured("context")),
+                cell(s.evaluation.get("tokens")),
+                cell(s.evaluation.get("context")),
                 *(cell(s.measured(name)) for name in ("mean_kl", "median_kl", "p99_kl", "max_kl")),
                 *(percent(s.measured(name)) for name in ("top1_agreement", "top5_agreement")),
                 MISSING if ratio is None else Cell(f"{ratio:.4f}{spread}", Kind.NUMBER),
@@ -141,7 +138,7 @@ def _distance(subjects: Sequence[Subject]) -> list[Block]:
     note = (
         "KL in nats, of the file's next-token distribution from the reference's. The ratio is the file's perplexity over the reference's."
     )
-    return [Table("Distance from the checkpoint, on held-out text", headers, tuple(rows)), Paragraph(note)]
+    return [*_table("Distance from the checkpoint, on held-out text", headers, rows), Paragraph(note)]
 
 
 def _tasks(subjects: Sequence[Subject]) -> list[Block]:
@@ -154,7 +151,7 @@ def _tasks(subjects: Sequence[Subject]) -> list[Block]:
                     continue
                 error = number(metrics.get(f"{metric}_stderr"))
                 shown = figures(float(value), 4) + ("" if error is None else f" ± {figures(error, 2)}")
-                rows.append((Cell(s.name, Kind.CODE, s.anchor), text_cell(task), text_cell(metric), Cell(shown, Kind.NUMBER)))
+                rows.append((_who(s), text_cell(task), text_cell(metric), Cell(shown, Kind.NUMBER)))
     return [Table("Scores, with their standard error", ("file", "task", "metric", "score"), tuple(rows))] if rows else []
 
 
@@ -162,46 +159,46 @@ def _speed(subjects: Sequence[Subject]) -> list[Block]:
     records = [(s, record) for s in subjects for record in s.benchmarks]
     if not records:
         return []
-    several = len({record.target for _, record in records}) > 1
-    labels = [printable(f"{s.label} on {record.target}") if several else s.label for s, record in records]
     blocks: list[Block] = []
-    measures = (("decode", "decode_tokens_per_second"), ("prefill", "prefill_tokens_per_second"))
-    if any(len(record.depths) > 1 for _, record in records):
-        panels = [(f"{name}, tokens/s", _lines(records, labels, measure)) for name, measure in measures]
-        caption = "Medians, with their range over the runs. The context's depth is what it holds before the prompt."
-        blocks.append(lines_plot("speed", "Speed against context depth", panels, xlabel="depth of the context, tokens", caption=caption))
-    else:
-        bars = [(f"{name}, tokens/s", _bars(records, labels, measure)) for name, measure in measures]
-        shown = [(label, found) for label, found in bars if found]
-        if shown:
-            blocks.append(bars_plot("speed", "Speed", shown, caption="Medians, and the range over the runs as a bar."))
-    rows = []
+    targets = list(dict.fromkeys(record.target for _, record in records))
+    for index, target in enumerate(targets, 1):
+        name = f"speed{index if len(targets) > 1 else ''}"
+        blocks += _speed_plot(name, printable(target), [(s, record) for s, record in records if record.target == target])
+    speeds, others = [], []
     for s, record in records:
-        for first, depth in zip([True] + [False] * len(record.depths), record.depths, strict=False):
-            rows.append(
-                (
-                    Cell(s.name, Kind.CODE, s.anchor),
-                    text_cell(record.target),
-                    cell(record.threads),
-                    cell(depth.depth),
-                    _spread(depth.prefill_tokens_per_second),
-                    _spread(depth.decode_tokens_per_second),
-                    _spread(record.time_to_first_token_s, 1e3) if first else Cell(""),
-                    _spread(record.load_s, 1e3) if first else Cell(""),
-                    cell(record.peak_rss_bytes, factor=1e-6) if first else Cell(""),
-                    _spread(record.energy_j_per_token, 1e3) if first else Cell(""),
-                )
-            )
+        who = (_who(s), text_cell(record.target), cell(record.threads))
+        for depth in record.depths:
+            measures = depth.prefill_tokens_per_second, depth.decode_tokens_per_second
+            speeds.append((*who, cell(depth.depth), *map(_spread, measures)))
+        measures = record.time_to_first_token_s, record.load_s
+        memory = cell(record.peak_rss_bytes, factor=1e-6)
+        others.append((*who, *(_spread(measure, 1e3) for measure in measures), memory, _spread(record.energy_j_per_token, 1e3)))
     headers: tuple[str, ...] = ("file", "target", "threads", "depth", "prefill, tokens/s", "decode, tokens/s")
-    headers += ("first token, ms", "load, ms", "peak memory, MB", "energy, mJ a token")
-    return [*blocks, Table("Median, and least to most over the runs", headers, tuple(rows))]
+    figured = _table("Median, and least to most over the runs", headers, speeds)
+    headers = ("file", "target", "threads", "first token, ms", "load, ms", "peak memory, MB", "energy, mJ a token")
+    start = _table("Beginning, memory, energy: median, and least to most over the runs", headers, others)
+    return [*blocks, *start, Folded("Speeds in figures", "speeds", tuple(figured), len(speeds) <= ROWS_SHOWN)]
+
+
+def _speed_plot(name: str, target: str, records: Sequence[tuple[Subject, BenchmarkRecord]]) -> list[Block]:
+    """Of one target: lines over the depths, or bars where there is but one."""
+    measures = [(f"{name}, tokens/s", f"{name}_tokens_per_second") for name in ("decode", "prefill")]
+    twice = max(Counter(s.number for s, _ in records).values()) > 1
+    labels = [f"{s.label}, {record.threads} threads" if twice else s.label for s, record in records]
+    if any(len(record.depths) > 1 for _, record in records):
+        panels = [(label, _lines(records, labels, measure)) for label, measure in measures]
+        caption = "Medians, with their range over the runs. Depth: tokens held before the prompt. Numbers are the summary's."
+        title = f"Speed against context depth on {target}"
+        depth = "depth of the context, tokens"
+        return [lines_plot(name, title, panels, xlabel=depth, caption=caption)] if any(lines for _, lines in panels) else []
+    bars = [(label, found) for label, measure in measures if (found := _bars(records, labels, measure))]
+    return [bars_plot(name, f"Speed on {target}", bars, caption="Medians, and the range over the runs as a bar.")] if bars else []
 
 
 def _lines(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[str], name: str) -> list[Line]:
     found = []
     for (s, record), label in zip(records, labels, strict=True):
-        measures = [(depth.depth, getattr(depth, name)) for depth in sorted(record.depths, key=lambda depth: depth.depth)]
-        known = [(depth, measure) for depth, measure in measures if measure is not None]
+        known = [(d.depth, m) for d in sorted(record.depths, key=lambda d: d.depth) if (m := _whole(getattr(d, name))) is not None]
         if known:
             points = tuple((float(depth), measure.median) for depth, measure in known)
             found.append(Line(s.number, label, points, tuple((measure.minimum, measure.maximum) for _, measure in known)))
@@ -209,12 +206,14 @@ def _lines(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[
 
 
 def _bars(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[str], name: str) -> list[Bar]:
-    found = []
-    for (s, record), label in zip(records, labels, strict=True):
-        measure: Measure | None = getattr(record, name)
-        if measure is not None:
-            found.append(Bar(f"{s.number} {label}", measure.median, measure.minimum, measure.maximum))
-    return found
+    measured = [(s, label, _whole(getattr(record, name))) for (s, record), label in zip(records, labels, strict=True)]
+    return [Bar(f"{s.number} {label}", m.median, m.minimum, m.maximum) for s, label, m in measured if m is not None]
+
+
+def _whole(measure: Measure | None) -> Measure | None:
+    """None where its values are no numbers."""
+    known = measure is not None and None not in map(number, (measure.median, measure.minimum, measure.maximum))
+    return measure if known else None
 
 
 def _layers(subjects: Sequence[Subject]) -> list[Block]:
@@ -232,7 +231,7 @@ def _layers(subjects: Sequence[Subject]) -> list[Block]:
                 "Error of each layer",
                 [("keys, relative RMS", keys), ("values, relative RMS", values)],
                 xlabel="layer",
-                caption=f"On a logarithmic scale; what is below {1e-6:g} is drawn there.",
+                caption=f"On a logarithmic scale; what is below {tick(LEAST_KL)} is drawn there. Numbers are the summary's.",
                 log=True,
             )
         )
@@ -241,7 +240,7 @@ def _layers(subjects: Sequence[Subject]) -> list[Block]:
         worst = max(found, key=lambda row: max(row[1:]))
         rows.append(
             (
-                Cell(s.name, Kind.CODE, s.anchor),
+                _who(s),
                 cell(at(s.layers, "tokens")),
                 cell(max(found[0][1:])),
                 cell(max(found[-1][1:])),
@@ -267,7 +266,7 @@ def _verification(subjects: Sequence[Subject]) -> list[Block]:
         equal, compared = number(found.get("greedy_tokens_equal")), number(found.get("greedy_tokens"))
         rows.append(
             (
-                Cell(s.name, Kind.CODE, s.anchor),
+                _who(s),
                 Cell("passed", Kind.GOOD) if passed else Cell("failed", Kind.BAD),
                 text_cell(named(found, "against")),
                 cell(found.get("tokens_compared")),
@@ -329,6 +328,19 @@ def _missing(findings: Findings) -> list[Block]:
     if not findings.comparisons:
         rows.append((Cell("files and peers side by side"), Cell("all files"), Cell("flatlm compare A B --save", Kind.CODE)))
     return [Table("What is missing, and what measures it", ("what", "of", "how to get it"), tuple(rows))] if rows else []
+
+
+def _table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[Block]:
+    """Without the columns that nothing was measured for, which are named below."""
+    given = list(rows)
+    kept = [i for i in range(len(headers)) if any(row[i] is not MISSING for row in given)]
+    absent = [header for i, header in enumerate(headers) if i not in kept]
+    table = Table(caption, tuple(headers[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in given))
+    return [table, *([Paragraph(f"Measured for none of them: {'; '.join(absent)}.")] if absent else [])]
+
+
+def _who(subject: Subject) -> Cell:
+    return Cell(f"{subject.number} {subject.label}", link=subject.anchor)
 
 
 def _median(subject: Subject, name: str, factor: float = 1.0) -> Cell:

@@ -20,7 +20,7 @@ _DARK = _variables(
 _BODY = """
 *{box-sizing:border-box}
 html{color-scheme:light dark;-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:76rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:80rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);
 font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu Sans",sans-serif;overflow-wrap:break-word}
 h1{margin:0;font-size:1.9rem;line-height:1.2}
 h2{margin:2.6rem 0 .8rem;padding-bottom:.3rem;border-bottom:1px solid var(--line);font-size:1.35rem}
@@ -33,14 +33,17 @@ nav ul{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1rem 0 0;padding:0;li
 .scroll{overflow-x:auto;margin:.9rem 0 1.3rem}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{position:sticky;left:0;padding:.2rem 0 .4rem;color:var(--muted);text-align:left;font-size:.9rem}
-th,td{padding:.32rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th,td{padding:.32rem .55rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th,thead td{background:var(--panel);vertical-align:bottom;font-weight:600}
 tbody th{font-weight:500}
 tbody tr:hover{background:var(--panel)}
 .number{text-align:right;white-space:nowrap}
+thead .number{white-space:normal;min-width:4.6rem}
+.short{white-space:nowrap}
 .code,.code a{font-family:ui-monospace,SFMono-Regular,Consolas,"DejaVu Sans Mono",monospace;font-size:.85rem;overflow-wrap:anywhere}
-td.code,th.code{min-width:11rem}
+td.code,th.code{min-width:17rem}
 .missing{color:var(--muted);font-style:italic}
+td.missing{white-space:normal;min-width:4.6rem}
 .good{color:var(--good);font-weight:600}
 .bad{color:var(--bad);font-weight:600}
 figure{margin:1.2rem 0 1.8rem;max-width:52rem}
@@ -50,7 +53,8 @@ figcaption{margin-top:.3rem;color:var(--muted);font-size:.9rem}
 details{margin:.6rem 0;padding:.2rem .9rem;border:1px solid var(--line);border-radius:.5rem}
 summary{padding:.45rem 0;cursor:pointer}
 summary h3{display:inline}
-@media (max-width:40rem){body{padding:1rem .8rem 3rem}.wide{display:none}.narrow{display:block}th,td{padding:.3rem .55rem}}
+@media (max-width:40rem){body{padding:1rem .8rem 3rem}.wide{display:none}.narrow{display:block}
+th,td{padding:.3rem .45rem}td.code,th.code{min-width:10rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}table{font-size:7.5pt}.code,.code a{font-size:7pt}
 th,td{padding:2pt 4pt}td.code,th.code{min-width:0}.scroll{overflow:visible}.wide{display:block}.narrow{display:none}
 h2,h3,caption{break-after:avoid}figure,tr{break-inside:avoid}details{border:0;padding:0}

@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class BlockKind:
-    """What equal blocks have in common. `caches`: of keys and values, by their shape and type."""
+    """What equal blocks have in common. `caches`: of keys, of values, and their scales where they are int8."""
 
     parts: tuple[Part, ...]
     caches: tuple[TensorSpec, ...]
@@ -112,12 +112,15 @@ def stacks(kinds: Sequence[BlockKind]) -> tuple[Stack, ...]:
         if all(kind == kinds[i % length] for i, kind in enumerate(kinds)):
             times, rest = divmod(len(kinds), length)
             whole = Stack(_runs(kinds[:length]), times, 0)
-            return (whole, Stack(_runs(kinds[-rest:]), 1, len(kinds) - rest)) if rest else (whole,)
-    found, first = [], 0
+            return (whole, *_one_by_one(kinds[len(kinds) - rest :], len(kinds) - rest))
+    return tuple(_one_by_one(kinds, 0))
+
+
+def _one_by_one(kinds: Sequence[BlockKind], first: int) -> Iterator[Stack]:
+    """A stack of each run."""
     for run in _runs(kinds):
-        found.append(Stack((replace(run, count=1),), run.count, first))
+        yield Stack((replace(run, count=1),), run.count, first)
         first += run.count
-    return tuple(found)
 
 
 def _runs(kinds: Sequence[BlockKind]) -> tuple[Run, ...]:
@@ -129,8 +132,7 @@ def _parts(model: Any) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     seen = set()
     for graph in _graphs(model):
-        for index in range(graph.TensorsLength()):
-            tensor = graph.Tensors(index)
+        for tensor in _in_order(graph):
             size = model.Buffers(tensor.Buffer()).Size()
             if not size or tensor.Buffer() in seen:
                 continue
@@ -143,6 +145,15 @@ def _parts(model: Any) -> dict[str, Part]:
     return parts
 
 
+def _in_order(graph: Any) -> Iterator[Any]:
+    """A graph's tensors, those that operators read in the order in which they first do."""
+    operators = (graph.Operators(k) for k in range(graph.OperatorsLength()))
+    read = [int(operator.Inputs(i)) for operator in operators for i in range(operator.InputsLength())]
+    for index in dict.fromkeys((*read, *range(graph.TensorsLength()))):
+        if index >= 0:  # -1: an optional input left out
+            yield graph.Tensors(index)
+
+
 def _graphs(model: Any) -> Iterator[Any]:
     """That of `decode` first: it alone has its experts in graphs of their own, and their router before them."""
     entries = (model.SignatureDefs(i) for i in range(model.SignatureDefsLength()))
@@ -153,23 +164,21 @@ def _graphs(model: Any) -> Iterator[Any]:
 
 def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Biases with their weights, equal experts as one, behind their router."""
-    found: dict[str, Part] = {}
-    experts: dict[tuple[object, ...], Part] = {}
+    whole: dict[str, Part] = {}
     for part in parts:
-        if _EXPERT.search(part.name):
-            part = replace(part, name=_EXPERT.sub("experts.", part.name))
-            key = (part.name, part.shape, part.scheme)
-            known = experts.get(key)
-            experts[key] = part if known is None else replace(known, bytes=known.bytes + part.bytes, count=known.count + 1)
-        elif part.name in found:
-            found[part.name] = replace(found[part.name], bytes=found[part.name].bytes + part.bytes)
-        else:
-            found[part.name] = part
-    names = list(found)
+        known = whole.get(part.name)
+        whole[part.name] = part if known is None else replace(known, bytes=known.bytes + part.bytes)
+    experts: dict[tuple[object, ...], Part] = {}
+    for part in [part for part in whole.values() if _EXPERT.search(part.name)]:
+        del whole[part.name]
+        part = replace(part, name=_EXPERT.sub("experts.", part.name))
+        known = experts.get(key := (part.name, part.shape, part.scheme))
+        experts[key] = part if known is None else replace(known, bytes=known.bytes + part.bytes, count=known.count + 1)
+    names, ordered = list(whole), list(whole.values())
     behind = names.index("feed_forward.router") + 1 if "feed_forward.router" in names else len(names)
-    ordered = list(found.values())
     return (*ordered[:behind], *experts.values(), *ordered[behind:])
 
 
 def _caches(caches: Mapping[str, TensorSpec], layer: int) -> tuple[TensorSpec, ...]:
-    return tuple(caches[name] for name in (f"kv_cache_k_{layer}", f"kv_cache_v_{layer}") if name in caches)
+    names = (f"kv_cache_{part}_{layer}{end}" for end in ("", "_scale") for part in "kv")
+    return tuple(caches[name] for name in names if name in caches)

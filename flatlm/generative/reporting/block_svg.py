@@ -73,8 +73,7 @@ def _stack(page: "_Page", stack: Stack) -> None:
             page.arrow()
         if len(stack.runs) > 1:
             page.y += 16
-            which = f"{run.count} equal blocks" if run.count > 1 else "one block"
-            page.text_at(2 * MARGIN, f"{which}   {TIMES}{run.count}" if run.count > 1 else which, "group")
+            page.text_at(2 * MARGIN, f"{run.count} equal blocks, one after the other" if run.count > 1 else "one block", "group")
             page.y += 10
         for title, parts in _groups(run.kind.parts):
             _group(page, title, parts, run.kind.caches if title == "attention" else ())
@@ -138,7 +137,7 @@ class _Page:
 
     def text_at(self, x: float, text: str, style: str, anchor: str = "start") -> None:
         """On the line at `y`."""
-        self._elements.append(f'<text x="{x:g}" y="{self.y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>')
+        self._elements.append(f'<text x="{x:g}" y="{self.y:g}" class="{style}" text-anchor="{anchor}">{escape(printable(text))}</text>')
 
     def part(self, part: Part, left: float, right: float, *, name: str | None = None) -> None:
         """A row for it, drawn as a matrix, or as a plain box where it is a vector."""

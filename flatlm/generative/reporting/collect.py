@@ -9,7 +9,7 @@ from typing import Any
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import BenchmarkRecord
 from flatlm.generative.inspect import inspect_file
-from flatlm.generative.reporting.figures import number, printable, shortened
+from flatlm.generative.reporting.figures import drawable, number, printable, shortened
 from flatlm.utilities.results import KINDS, FileResults, read_comparisons, read_results, result_path
 
 SUFFIXES = (".tflite", ".litertlm")
@@ -61,7 +61,7 @@ class Subject:
         found = []
         for row in rows if isinstance(rows, list | tuple) else []:
             values = [number(value) for value in row] if isinstance(row, list | tuple) else []
-            if len(values) == 3 and values[0] is not None and values[1] is not None and values[2] is not None:
+            if len(values) == 3 and drawable(values[0]) and values[0] is not None and values[1] is not None and values[2] is not None:
                 found.append((int(values[0]), values[1], values[2]))
         return found
 

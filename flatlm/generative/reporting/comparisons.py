@@ -5,7 +5,7 @@ from typing import Any
 
 from flatlm.generative.reporting.collect import at, named
 from flatlm.generative.reporting.document import MISSING, Block, Cell, Kind, Table
-from flatlm.generative.reporting.figures import cell, figures, number, text_cell
+from flatlm.generative.reporting.figures import cell, drawable, figures, number, text_cell
 from flatlm.generative.reporting.plots import Bar, bars_plot
 
 MEASURES = {
@@ -22,8 +22,9 @@ def blocks(comparisons: Sequence[Mapping[str, Any]]) -> list[Block]:
     for index, comparison in enumerate(comparisons, 1):
         which = f" ({index} of {len(comparisons)})" if len(comparisons) > 1 else ""
         ratios = [(ratio, value) for ratio in _dictionaries(comparison, "ratios") if (value := number(ratio.get("ratio"))) is not None]
+        drawn = [(ratio, value) for ratio, value in ratios if all(drawable(ratio.get(key, value)) for key in ("ratio", "low", "high"))]
         if ratios:
-            out.append(_plot(ratios, f"ratios{index if len(comparisons) > 1 else ''}", which))
+            out += [_plot(drawn, f"ratios{index if len(comparisons) > 1 else ''}", which)] if drawn else []
             out.append(Table(f"Ratios{which}", ("subject", "to", "measure", "ratio", "interval"), tuple(map(_ratio_row, ratios))))
         subjects = _dictionaries(comparison, "subjects")
         if subjects:

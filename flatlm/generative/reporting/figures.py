@@ -12,6 +12,12 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def drawable(value: object) -> bool:
+    """Is it a number that a plot's axis has room for?"""
+    found = number(value)
+    return found is not None and abs(found) < 1e15
+
+
 def figures(value: float, digits: int = 3) -> str:
     """At least so many figures, whole numbers in groups of three, powers of ten only where it is tiny."""
     if not math.isfinite(value):
@@ -44,12 +50,12 @@ def percent(value: object) -> Cell:
 
 def text_cell(value: object, kind: Kind = Kind.TEXT) -> Cell:
     """Of anything that is said in words; not measured where there is none."""
-    return MISSING if value is None or value == "" else Cell(printable(str(value)), kind)
+    return MISSING if value is None or value == "" else Cell(printable(value), kind)
 
 
-def printable(text: str) -> str:
-    """Without characters that have no picture, or turn the text around: each becomes U+FFFD."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def printable(value: object) -> str:
+    """As text, without characters that have no picture, or turn the text around: each becomes U+FFFD."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in str(value))
 
 
 def shortened(text: str, length: int = LONGEST_LABEL) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flatlm.generative.reporting.document import Block, Cell, Document, Folded, Kind, Paragraph, Plot, Table
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 
 def render(document: Document, pictures: Mapping[str, str]) -> str:
@@ -48,7 +48,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _text(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", _html(" ".join(text.split())))
 
 
 def _html(text: str) -> str:

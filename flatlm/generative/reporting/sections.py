@@ -8,7 +8,7 @@ from flatlm.generative.benchmarking.record import BenchmarkRecord, Measure
 from flatlm.generative.reporting import comparisons, model_card
 from flatlm.generative.reporting.collect import Findings, Subject, at, named
 from flatlm.generative.reporting.document import MISSING, Block, Cell, Document, Folded, Kind, Paragraph, Section, Table
-from flatlm.generative.reporting.figures import cell, figures, number, percent, printable, text_cell
+from flatlm.generative.reporting.figures import cell, drawable, figures, number, percent, printable, text_cell
 from flatlm.generative.reporting.plots import LEAST_KL, Bar, Line, Point, bars_plot, lines_plot, quality_plot, tick
 
 OPEN_UP_TO = 2
@@ -95,7 +95,7 @@ def _points(subjects: Sequence[Subject], measure: str) -> list[Point]:
     found = []
     for s in subjects:
         value, size = s.measured(measure), s.bytes
-        if value is not None and size is not None and abs(value) < float("inf"):
+        if value is not None and size is not None and drawable(value) and drawable(size):
             found.append(Point(s.number, s.label, named(s.manifest, "checkpoint") or "", size / 1e6, value))
     return found
 
@@ -211,8 +211,8 @@ def _bars(records: Sequence[tuple[Subject, BenchmarkRecord]], labels: Sequence[s
 
 
 def _whole(measure: Measure | None) -> Measure | None:
-    """None where its values are no numbers."""
-    known = measure is not None and None not in map(number, (measure.median, measure.minimum, measure.maximum))
+    """None where its values cannot be drawn."""
+    known = measure is not None and all(map(drawable, (measure.median, measure.minimum, measure.maximum)))
     return measure if known else None
 
 
@@ -222,7 +222,7 @@ def _layers(subjects: Sequence[Subject]) -> list[Block]:
         return []
     keys = [Line(s.number, s.label, tuple((float(layer), error) for layer, error, _ in rows)) for s, rows in measured]
     values = [Line(s.number, s.label, tuple((float(layer), error) for layer, _, error in rows)) for s, rows in measured]
-    finite = all(error < float("inf") for line in (*keys, *values) for _, error in line.points)
+    finite = all(drawable(error) for line in (*keys, *values) for _, error in line.points)
     blocks: list[Block] = []
     if finite:
         blocks.append(
@@ -298,7 +298,7 @@ def _machines(subjects: Sequence[Subject], compared: Sequence[Mapping[str, objec
     for (target, cpu, architecture, cores, memory, system, runtime), noise in found.items():
         gigabytes = f"{int(memory) / 1e9:.1f} GB" if memory.isdigit() and int(memory) else ""
         known = [text if text not in ("", "0") else "not known" for text in (cpu, architecture, cores, gigabytes, system, runtime)]
-        quiet = Cell("it was quiet", Kind.GOOD) if not noise else Cell(printable("; ".join(dict.fromkeys(noise))), Kind.BAD)
+        quiet = Cell("it was quiet", Kind.GOOD) if not noise else Cell(printable("; ".join(dict.fromkeys(map(str, noise)))), Kind.BAD)
         rows.append((text_cell(target), *(text_cell(text) for text in known), quiet))
     headers = ("target", "processor", "architecture", "cores", "memory", "system", "runtime", "reasons to doubt the figures")
     return [Table("Where speeds were measured", headers, tuple(rows))] if rows else []

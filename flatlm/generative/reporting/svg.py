@@ -24,6 +24,7 @@ _VARIABLES = {"#010203": "--ink", "#040506": "--muted", "#070809": "--paper"} | 
 """Colours that stand for variables of the page's style sheet while matplotlib draws."""
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _FONT = re.compile(r"font: *(?:[a-z]+ +)?([0-9.]+)px [^;]*")
+_FAMILY = re.compile(r"font-family: [^;]*;? *")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -104,4 +105,4 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
             for color, variable in _VARIABLES.items():
                 value = value.replace(color, f"var({variable})")
             value = _REFERENCE.sub(lambda match: f"url(#{prefix}{match[1]})", value)
-            element.set(name, _FONT.sub(r"font-size: \1px", value))
+            element.set(name, _FAMILY.sub("", _FONT.sub(r"font-size: \1px", value)))

@@ -101,3 +101,4 @@ class Document:
 
 
 MISSING = Cell("not measured", Kind.MISSING)
+NOT_KNOWN = Cell("not known", Kind.MISSING)

@@ -2,7 +2,7 @@
 
 import math
 
-from flatlm.generative.reporting.document import MISSING, Cell, Kind
+from flatlm.generative.reporting.document import MISSING, NOT_KNOWN, Cell, Kind
 
 LONGEST_LABEL = 28
 
@@ -49,8 +49,8 @@ def percent(value: object) -> Cell:
 
 
 def text_cell(value: object, kind: Kind = Kind.TEXT) -> Cell:
-    """Of anything that is said in words; not measured where there is none."""
-    return MISSING if value is None or value == "" else Cell(printable(value), kind)
+    """Of anything that is said in words; not known where there is nothing."""
+    return NOT_KNOWN if value is None or value == "" else Cell(printable(value), kind)
 
 
 def printable(value: object) -> str:

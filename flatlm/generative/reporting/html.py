@@ -10,6 +10,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 """Nothing may be loaded or run, also if a name in the report tried to."""
 
 
+WRAPPED = 9
+"""Characters from which on the heading of a column of numbers may be broken into lines."""
 SHORT = 26
 """Characters of a cell that are kept on one line."""
 
@@ -74,7 +76,7 @@ def _plot(plot: Plot) -> str:
 def _table(table: Table) -> str:
     numeric = table.numeric()
     head = "".join(
-        f'<th scope="col"{" class=number" if right else ""}>{_text(header)}</th>' if header else "<td></td>"
+        f'<th scope="col"{_heading(header) if right else ""}>{_text(header)}</th>' if header else "<td></td>"
         for header, right in zip(table.headers, numeric, strict=True)
     )
     rows = "".join(
@@ -85,6 +87,10 @@ def _table(table: Table) -> str:
         f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n<table>\n<caption>{caption}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
     )
+
+
+def _heading(text: str) -> str:
+    return ' class="number wrapped"' if len(text) > WRAPPED else ' class="number"'
 
 
 def _cell(cell: Cell, *, first: bool, right: bool) -> str:

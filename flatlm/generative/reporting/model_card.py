@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flatlm.generative.reporting.collect import Subject, at, named
-from flatlm.generative.reporting.document import Block, Cell, Folded, Kind, Paragraph, Table
+from flatlm.generative.reporting.document import NOT_KNOWN, Block, Cell, Folded, Kind, Paragraph, Table
 from flatlm.generative.reporting.figures import cell, count, figures, number, printable, text_cell
 
 
@@ -51,7 +51,7 @@ def _card(subject: Subject) -> Table:
     }
     optional = ("adapter", "calibration")
     rows = tuple(
-        (Cell(key), Cell("not known", Kind.MISSING) if value is None else Cell(value, Kind.CODE if key == "checkpoint" else Kind.TEXT))
+        (Cell(key), NOT_KNOWN if value is None else Cell(value, Kind.CODE if key == "checkpoint" else Kind.TEXT))
         for key, value in facts.items()
         if value is not None or key not in optional
     )
@@ -83,15 +83,16 @@ def _sizes(subject: Subject) -> list[Block]:
     for scheme, entry in weights.items():
         tensors, size = map(number, entry) if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
         if tensors is not None and size is not None:
-            known.append((str(scheme), tensors, size))
+            known.append((str(scheme), int(tensors), size))
     whole = sum(size for _, _, size in known)
     rest = (subject.bytes or 0) - whole
     rows = [
         (text_cell(scheme), cell(tensors), cell(size, factor=1e-6), Cell(f"{size / whole * 100:.1f} %" if whole else "", Kind.NUMBER))
         for scheme, tensors, size in sorted(known, key=lambda entry: -entry[2])
     ]
+    nothing = Cell("", Kind.NUMBER)
     if rest > 0:
-        rows.append((Cell("everything else: graphs, scales per channel, manifest"), Cell(""), cell(rest, factor=1e-6), Cell("")))
+        rows.append((Cell("everything else: graphs, scales per channel, manifest"), nothing, cell(rest, factor=1e-6), nothing))
     return [Table("Sizes by scheme", ("stored as", "tensors", "MB", "of the weights"), tuple(rows))]
 
 
@@ -125,7 +126,7 @@ def _census(subject: Subject) -> list[Block]:
         (Cell(printable(str(name)), Kind.CODE), *(cell(operators.get(name, 0)) for operators in counts.values()))
         for name in sorted(names, key=lambda name: -max(number(operators.get(name)) or 0 for operators in counts.values()))
     ]
-    total = [sum(number(value) or 0 for value in operators.values()) for operators in counts.values()]
+    total = [sum(value for value in operators.values() if isinstance(value, int)) for operators in counts.values()]
     return [Table("Operators", ("operator", *counts), (*rows, (Cell("all"), *(cell(value) for value in total))))]
 
 

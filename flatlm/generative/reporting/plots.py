@@ -11,6 +11,8 @@ NAMED = 10
 """The most points or lines that are called by name; of more, by their number in the summary."""
 LOG_FROM = 8
 """Between the largest file and the smallest: from there on sizes are on a logarithmic scale."""
+CLOSE = 1000
+"""Between the ends of a logarithmic axis: below that, 2 and 5 are marked beside powers of ten."""
 LEAST_KL = 1e-6
 """What is below is drawn there: it is rounding of the arithmetic, and would squeeze the rest together."""
 
@@ -77,10 +79,7 @@ def quality_plot(name: str, title: str, points: Sequence[Point], *, label: str, 
         axes.set(xlabel="file, MB", ylabel=label, yscale="log" if log else "linear")
         axes.margins(0.14 if style.narrow else 0.1, 0.16)
         if max(p.x for p in points) > LOG_FROM * min(p.x for p in points) > 0:
-            from matplotlib.ticker import LogLocator
-
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         texts = [_called(point.number, point.label, len(points), style) for point in points]
         _plain_ticks(axes)
         where = [(p.x, max(p.y, floor)) for p in points]
@@ -184,9 +183,12 @@ def tick(value: float) -> str:
 
 def _plain_ticks(axes: Any, *, only_x: bool = False) -> None:
     """Numbers without markup, since text from outside must not be read as such, and in groups of three."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in (axes.xaxis,) if only_x else (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        if axis.get_scale() == "log" and high < CLOSE * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axis.set_minor_formatter(NullFormatter())
 

@@ -78,14 +78,14 @@ def _summary(subjects: Sequence[Subject]) -> list[Block]:
 def _quality(subjects: Sequence[Subject]) -> list[Block]:
     kl = _points(subjects, "mean_kl")
     blocks: list[Block] = []
-    if kl:
+    if len(kl) > 1:
         blocks.append(
             quality_plot(
                 "pareto", "KL from the checkpoint against size", kl, label="KL, nats a token", log=any(point.y > 0 for point in kl)
             )
         )
     perplexity = _points(subjects, "bits_per_byte") or _points(subjects, "perplexity")
-    if perplexity:
+    if len(perplexity) > 1:
         name = "bits per byte" if _points(subjects, "bits_per_byte") else "perplexity"
         blocks.append(quality_plot("perplexity", f"{name.capitalize()} against size", perplexity, label=name, log=False))
     return blocks
@@ -297,7 +297,7 @@ def _machines(subjects: Sequence[Subject], compared: Sequence[Mapping[str, objec
     rows = []
     for (target, cpu, architecture, cores, memory, system, runtime), noise in found.items():
         gigabytes = f"{int(memory) / 1e9:.1f} GB" if memory.isdigit() and int(memory) else ""
-        known = [text if text not in ("", "0") else "not known" for text in (cpu, architecture, cores, gigabytes, system, runtime)]
+        known = [text if text != "0" else "" for text in (cpu, architecture, cores, gigabytes, system, runtime)]
         quiet = Cell("it was quiet", Kind.GOOD) if not noise else Cell(printable("; ".join(dict.fromkeys(map(str, noise)))), Kind.BAD)
         rows.append((text_cell(target), *(text_cell(text) for text in known), quiet))
     headers = ("target", "processor", "architecture", "cores", "memory", "system", "runtime", "reasons to doubt the figures")
@@ -333,7 +333,7 @@ def _missing(findings: Findings) -> list[Block]:
 def _table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[Block]:
     """Without the columns that nothing was measured for, which are named below."""
     given = list(rows)
-    kept = [i for i in range(len(headers)) if any(row[i] is not MISSING for row in given)]
+    kept = [i for i in range(len(headers)) if any(row[i].kind is not Kind.MISSING for row in given)]
     absent = [header for i, header in enumerate(headers) if i not in kept]
     table = Table(caption, tuple(headers[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in given))
     return [table, *([Paragraph(f"Measured for none of them: {'; '.join(absent)}.")] if absent else [])]

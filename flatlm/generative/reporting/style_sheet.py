@@ -38,10 +38,10 @@ thead th,thead td{background:var(--panel);vertical-align:bottom;font-weight:600}
 tbody th{font-weight:500}
 tbody tr:hover{background:var(--panel)}
 .number{text-align:right;white-space:nowrap}
-thead .number{white-space:normal;min-width:4.6rem}
+thead .wrapped{white-space:normal;min-width:4.9rem}
 .short{white-space:nowrap}
 .code,.code a{font-family:ui-monospace,SFMono-Regular,Consolas,"DejaVu Sans Mono",monospace;font-size:.85rem;overflow-wrap:anywhere}
-td.code,th.code{min-width:17rem}
+th.code{min-width:17rem}td.code{min-width:9rem}
 .missing{color:var(--muted);font-style:italic}
 td.missing{white-space:normal;min-width:4.6rem}
 .good{color:var(--good);font-weight:600}
@@ -54,7 +54,7 @@ details{margin:.6rem 0;padding:.2rem .9rem;border:1px solid var(--line);border-r
 summary{padding:.45rem 0;cursor:pointer}
 summary h3{display:inline}
 @media (max-width:40rem){body{padding:1rem .8rem 3rem}.wide{display:none}.narrow{display:block}
-th,td{padding:.3rem .45rem}td.code,th.code{min-width:10rem}}
+th,td{padding:.3rem .45rem}th.code{min-width:10rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}table{font-size:7.5pt}.code,.code a{font-size:7pt}
 th,td{padding:2pt 4pt}td.code,th.code{min-width:0}.scroll{overflow:visible}.wide{display:block}.narrow{display:none}
 h2,h3,caption{break-after:avoid}figure,tr{break-inside:avoid}details{border:0;padding:0}

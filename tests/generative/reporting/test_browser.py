@@ -58,7 +58,7 @@ def test_the_page_is_whole_by_itself(chromium, fill, tmp_path, count):
             )
             assert small == 0, "letters of a plot that nobody can read"
     headings = [element.text for element in chromium.driver.find_elements("css selector", "h2")]
-    assert headings[:2] == ["Summary", "Quality against size"] and "The files" in headings
+    assert headings[0] == "Summary" and "The files" in headings and ("Quality against size" in headings) == (count > 1)
     assert chromium.complaints() == []
     assert set(requests(chromium)) <= {page.as_uri(), "data:,"}
     for width in (1280, 400):

@@ -55,7 +55,8 @@ def label_points(
         placed.append(box)
         boxes[index] = box
         offset = ((box[0] + box[2]) / 2 - x) / scale, ((box[1] + box[3]) / 2 - y) / scale
-        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if distance > _DISTANCES[1] else None
+        side = 0 if box[0] > x else 1 if box[2] < x else 0.5, 0 if box[1] > y else 1 if box[3] < y else 0.5
+        arrow = _leader(color, side) if distance > _DISTANCES[1] else None
         axes.annotate(
             texts[index],
             points[index],
@@ -79,7 +80,7 @@ def label_line_ends(figure: Any, axes: Any, ends: Sequence[tuple[float, float]],
     heights = within(spread([float(spot[1]) for spot in spots], size * 1.25 * scale), bottom, top, size * 1.25 * scale)
     for end, spot, height, (text, color) in zip(ends, spots, heights, texts, strict=True):
         offset = (right - spot[0]) / scale, (height - spot[1]) / scale
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2}
+        line = _leader(color, (0, 0.5))
         axes.annotate(
             text, end, xytext=offset, textcoords="offset points", ha="left", va="center", color=color, fontsize=size, arrowprops=line
         ).set_in_layout(False)
@@ -122,10 +123,16 @@ def text_width(figure: Any, text: str, size: float) -> float:
     return _measure(renderer, text, size)[0] / float(figure.dpi)
 
 
+def _leader(color: str, side: tuple[float, float]) -> dict[str, Any]:
+    """A line from that side of a text. (With matplotlib's defaults it would be cut at both ends, which takes longer than all the rest.)"""
+    return {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0, "patchA": None, "relpos": side}
+
+
 def _prepared(figure: Any, *, draw: bool = True) -> tuple[Any, float]:
-    """A renderer, and pixels in a point; the figure's layout is settled."""
-    if draw:
+    """A renderer, and pixels in a point; with `draw` the figure's layout is settled, once and for all."""
+    if draw and figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
+        figure.set_layout_engine(None)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     return FigureCanvasAgg(figure).get_renderer(), float(figure.dpi) / 72

@@ -73,14 +73,15 @@ def label_points(
 
 def label_line_ends(figure: Any, axes: Any, ends: Sequence[tuple[float, float]], texts: Sequence[tuple[str, str]], *, size: float) -> None:
     """Write (text, colour) to the right of each line's last point, one above the other in the order of the ends."""
-    _, scale = _prepared(figure)
+    renderer, scale = _prepared(figure)
     spots = [axes.transData.transform(end) for end in ends]
     right = axes.get_window_extent().x1 + 8 * scale
     _, bottom, _, top = _extent(axes)
-    heights = within(spread([float(spot[1]) for spot in spots], size * 1.25 * scale), bottom, top, size * 1.25 * scale)
+    least = size * 1.25 * scale
+    heights = within(spread([float(spot[1]) for spot in spots], least), bottom + least / 2, top - least / 2, least)
     for end, spot, height, (text, color) in zip(ends, spots, heights, texts, strict=True):
         offset = (right - spot[0]) / scale, (height - spot[1]) / scale
-        line = _leader(color, (0, 0.5))
+        line = _leader(color, (-3 * scale / _measure(renderer, text, size)[0], 0.5))
         axes.annotate(
             text, end, xytext=offset, textcoords="offset points", ha="left", va="center", color=color, fontsize=size, arrowprops=line
         ).set_in_layout(False)

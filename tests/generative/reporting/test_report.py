@@ -68,7 +68,18 @@ def test_everything_that_was_measured_is_told(fill, tmp_path):
     assert page.headings == SECTIONS
     for said in ("model0-dynamic_int8.tflite", "family0 of 100 M", "0" * 64, "*.attention.*", "int8 per channel", "FULLY_CONNECTED"):
         assert said in page.text
-    for said in ("KL ≤ 0.0100", "1.20 to 1.40", "it was busy", "97.00 %", "9 of 16", "0.7100 ± 0.030", "9,000 (8,730 to 9,270)"):
+    for said in (
+        "KL ≤ 0.0100",
+        "1.20 to 1.40",
+        "it was busy",
+        "decode at depth 64",
+        "peers pick tokens themselves",
+        "beyond noise",
+        "97.00 %",
+        "9 of 16",
+        "0.7100 ± 0.030",
+        "9,000 (8,730 to 9,270)",
+    ):
         assert said in page.text, said
     tables = [dict(attributes) for tag, attributes in page.elements if tag == "table"]
     assert len(tables) == sum(tag == "caption" for tag, _ in page.elements) > 10

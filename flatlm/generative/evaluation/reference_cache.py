@@ -19,8 +19,8 @@ from flatlm.errors import OutputError
 from flatlm.generative.evaluation.distributions import Distributions, record_type
 from flatlm.generative.memory import cache_directory
 
-TOP = 64
-"""Of each distribution, so many tokens are kept: half a kilobyte."""
+TOP = 256
+"""Of each distribution, so many tokens are kept: two kilobytes."""
 MOST_BYTES = 1 << 30
 """Of one text: of a longer one, fewer tokens of each distribution are kept."""
 MOST_BYTES_IN_ALL = 4 << 30

@@ -72,9 +72,9 @@ def test_logits_that_are_not_numbers_are_infinitely_far() -> None:
 
 
 def test_a_longer_text_keeps_less_of_each() -> None:
-    assert top_that_fits(50_000, 32_000) == 64
+    assert top_that_fits(50_000, 32_000) == 256
     assert top_that_fits(50_000, 40) == 40
-    assert 8 < top_that_fits(8_000_000, 32_000) < 64
+    assert 8 < top_that_fits(8_000_000, 32_000) < 256
     assert top_that_fits(10**10, 32_000) == 8
     tokens, top = 5_000_000, top_that_fits(5_000_000, 32_000)
     assert tokens * record_type(top).itemsize <= reference_cache.MOST_BYTES < tokens * record_type(top + 1).itemsize
@@ -175,7 +175,7 @@ def test_another_file_needs_the_reference_no_more(request_of, monkeypatch: pytes
     monkeypatch.setattr(module, "open_reference", lambda *args, **kwargs: pytest.fail("the reference is run again"))
     report = evaluate(request_of("dynamic_int4_block32"))
     kept = report.kept_reference
-    assert (kept.top, kept.tokens) == (64, report.tokens)
+    assert (kept.top, kept.tokens) == (256, report.tokens)
     assert kept.mean_kl_missed == pytest.approx(0, abs=1e-6)  # of the float32 file, which has no divergence to miss
     assert report.divergence.mean_kl <= exact.divergence.mean_kl <= kept.mean_kl_most
     assert report.divergence.mean_kl == pytest.approx(exact.divergence.mean_kl, rel=0.02)

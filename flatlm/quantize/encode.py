@@ -103,6 +103,11 @@ def decode(encoded: Encoded, scheme: Scheme, shape: Sequence[int]) -> torch.Tens
     return (data.reshape(scales.shape[0], -1) * scales).reshape(tuple(shape))
 
 
+def as_stored(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The float32 weight that the runtime computes with where this one, or these rows of it, were encoded."""
+    return decode(encode(weight, scheme), scheme, weight.shape)
+
+
 def unpack(encoded: Encoded, scheme: Scheme) -> torch.Tensor:
     """The stored numbers in the weight's shape: int8 also where two share a byte, float32 or float16 for a float scheme."""
     data = torch.from_numpy(np.require(encoded.data, requirements="W"))  # a file's own pages are read-only: those are copied

@@ -51,8 +51,8 @@ class Method:
         return self.rounding == "gptq" or self.migrate or self.smooth is not None
 
     def searches(self, scheme: Scheme) -> bool:
-        """Whether it chooses the integers of weights of this scheme: those of 4 bits. int8 is rounded to the nearest, as ever."""
-        return self.rounding != "nearest" and scheme.storage == "int4"
+        """Whether it chooses the integers of weights of this scheme."""
+        return self.rounding != "nearest" and scheme.four_bits
 
 
 PLAIN = Method()

@@ -41,6 +41,11 @@ class Scheme:
         return self.storage in LEVELS
 
     @property
+    def four_bits(self) -> bool:
+        """Whether its integers have 4 bits: those that methods choose; int8 is rounded to the nearest, as ever."""
+        return self.storage == "int4"
+
+    @property
     def levels(self) -> int:
         """The largest integer, 127 or 7; RecipeError for a float scheme, which has none."""
         if not self.quantized:

@@ -15,7 +15,7 @@ from flatlm.layers.config import ModelConfig
 from flatlm.quantize import gptq
 from flatlm.quantize.activations import ActivationRange, LayerRanges
 from flatlm.quantize.carried import IntegerRows, concatenate
-from flatlm.quantize.encode import decode, encode
+from flatlm.quantize.encode import as_stored
 from flatlm.quantize.recipes import Recipe
 from flatlm.quantize.schemes import Scheme
 from flatlm.utilities.calibration import migrate
@@ -103,10 +103,6 @@ def _lacks_ranges(recipe: Recipe, name: str) -> bool:
     return recipe.scheme_for(name).compute == "static" and name not in recipe.activations
 
 
-def _of_four_bits(scheme: Scheme) -> bool:
-    return scheme.storage == "int4"
-
-
 def _kept(source: WeightSource, scheme: Scheme) -> bool:
     """Whether the checkpoint holds it as integers that the scheme takes over."""
     stored = source.stored_integers() if isinstance(source, IntegerSource) else None
@@ -127,7 +123,7 @@ def _as_stored(name: str, source: WeightSource, recipe: Recipe) -> WeightSource:
     scheme = recipe.scheme_for(name, source.shape)
     if isinstance(source, Searched) or not scheme.quantized or _kept(source, scheme):
         return source
-    return Changed(source, lambda rows, start: decode(encode(rows, scheme), scheme, rows.shape))
+    return Changed(source, lambda rows, start: as_stored(rows, scheme))
 
 
 class _Calibration:
@@ -187,7 +183,7 @@ class _Calibration:
             return
         for pair in (*migrate.norm_pairs(block), *(migrate.inner_pairs(block) if method.migrate else ())):
             weights = [(linears(block)[name].weight.data, self._scheme(f"{prefix}.{name}.weight")) for name in pair.reads]
-            rounded = [(weight, scheme) for weight, scheme in weights if _of_four_bits(scheme)]
+            rounded = [(weight, scheme) for weight, scheme in weights if scheme.four_bits]
             if self._holds_integers(prefix, pair) or (method.migrate and not rounded):
                 continue
             seen = self._statistics(block, prefix, y, [pair.reads[0]])[pair.reads[0]]
@@ -216,7 +212,7 @@ class _Calibration:
                 full = f"{prefix}.{name}.weight"
                 source, scheme, module = self.sources[full], self._scheme(full), linears(block)[name]
                 seen = statistics.pop(name)
-                if _of_four_bits(scheme) and not _kept(source, scheme):
+                if scheme.four_bits and not _kept(source, scheme):
                     self.chosen[full] = self.scratch.keep(source, scheme, _solved(full, source, module.weight, seen, scheme))
                 stored = read_whole(_as_stored(full, self.chosen[full], self.recipe))
                 module.weight = torch.nn.Parameter(stored, requires_grad=False)  # not .data: the source may know nothing of inference mode
@@ -281,7 +277,7 @@ class _Calibration:
         source, scheme = self.sources[name], self._scheme(name)
         if not self.solving:
             self.chosen[name] = _searched(name, source, self.recipe)
-        if not self.solving or not _of_four_bits(scheme) or _kept(source, scheme):
+        if not self.solving or not scheme.four_bits or _kept(source, scheme):
             return
         statistics, valid = InputStatistics.empty(source.shape[1], missing=True), self.text.valid
         for rows, read, exact in zip(row_slices(len(y)), self.exact.head_inputs(y), self.exact.head_inputs(x), strict=True):

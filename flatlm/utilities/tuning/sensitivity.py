@@ -21,7 +21,7 @@ from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.model import final_logits
 from flatlm.quantize import gptq
-from flatlm.quantize.encode import decode, encode
+from flatlm.quantize.encode import as_stored
 from flatlm.quantize.scale_search import round_rows
 from flatlm.quantize.schemes import Scheme, get_scheme
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
@@ -182,7 +182,7 @@ class Sensitivity:
 
 def quantized(weight: Tensor, scheme: Scheme, statistics: InputStatistics | None) -> Tensor:
     """The weight [R, C] float32 that is read where the scheme is used: solved for by statistics, if given."""
-    if scheme.storage != "int4":
-        return decode(encode(weight, scheme), scheme, weight.shape)
+    if not scheme.four_bits:
+        return as_stored(weight, scheme)
     found = round_rows(weight, scheme, "scale_search") if statistics is None else gptq.solve(weight, statistics.hessian, scheme).rows
     return found.values()

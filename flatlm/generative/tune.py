@@ -19,7 +19,8 @@ from flatlm.utilities.documents import read_documents
 from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export, require_suffix
 from flatlm.utilities.recipe_file import write_recipe
 from flatlm.utilities.results import result_path
-from flatlm.utilities.tuning.sensitivity import Costs, Sensitivity, SensitivityFile
+from flatlm.utilities.tuning.keyed_file import KeyedFile
+from flatlm.utilities.tuning.sensitivity import Costs, Sensitivity
 from flatlm.utilities.tuning.units import SEARCHED, matrix_parameters, possible, recipe_of, size, stored_bytes, units
 
 SENSITIVITY_TOKENS = 2048
@@ -108,7 +109,7 @@ def tune(
             most=SENSITIVITY_TOKENS,
         )
         key = {"checkpoint": checkpoint.fingerprint(), "text": _digest(learned), "tokens": text.count(), "schemes": list(schemes)}
-        costs = _sensitivities(plan, text, schemes, SensitivityFile(work / "sensitivity.json", key), progress)
+        costs = _sensitivities(plan, text, schemes, KeyedFile(work / "sensitivity.json", key, "kl"), progress)
     search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, plan.geometry.length // 2, progress))
     best = search.run()
     recipe_file = work / "recipe.json"
@@ -136,9 +137,7 @@ def _outside_units(plan: ExportPlan) -> int:
     return sum(stored_bytes(get_scheme("dynamic_int8"), shape) for shape in rest)
 
 
-def _sensitivities(
-    plan: ExportPlan, text: CalibrationText, schemes: Sequence[str], file: SensitivityFile, progress: Progress | None
-) -> Costs:
+def _sensitivities(plan: ExportPlan, text: CalibrationText, schemes: Sequence[str], file: KeyedFile, progress: Progress | None) -> Costs:
     return Sensitivity(plan.config, plan.weights.weights, text, schemes, file, progress).measure()
 
 
@@ -165,18 +164,10 @@ class _Judged:
     ) -> None:
         self.request, self.documents, self.stride, self.progress = request, documents, stride, progress
         self.file = work / f"candidate{request.output.suffix}"
-        self.kept_at = work / "candidates.json"
         cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
         signatures = [request.prefill_lengths, *cache, request.output.suffix, request.family, str(request.lora)]
-        self.key = json.loads(json.dumps({**key, "judged": _digest(documents), "signatures": signatures}))
+        self.kept = KeyedFile(work / "candidates.json", {**key, "judged": _digest(documents), "signatures": signatures}, "files")
         self.candidates: list[Candidate] = []
-        self.kept: dict[str, dict[str, float]] = {}
-        try:
-            found = json.loads(self.kept_at.read_text("utf-8"))
-            if found["key"] == self.key:
-                self.kept = found["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing usable: they are measured anew
 
     def measure(self, recipe: Recipe, weight_bytes: int, predicted: float | None) -> Candidate:
         """Export and evaluate, unless that was done before."""
@@ -184,7 +175,7 @@ class _Judged:
             if candidate.recipe.rules == recipe.rules:
                 return candidate
         name = _digest([[rule.pattern, rule.scheme_name] for rule in recipe.rules])
-        if name not in self.kept:
+        if name not in self.kept.values:
             export(replace(self.request, recipe=recipe, output=self.file, prefill_logits=True), progress=self.progress)
             judged = EvaluationRequest(
                 self.file,
@@ -199,16 +190,16 @@ class _Judged:
             )
             report = evaluate(judged, progress=self.progress)
             assert report.divergence is not None
-            self.kept[name] = {
+            measured = {
                 "file_bytes": self.file.stat().st_size,
                 "mean_kl": report.divergence.mean_kl,
                 "perplexity": report.perplexity,
                 "top1_agreement": report.divergence.top1_agreement,
             }
-            _write_json(self.kept_at, {"key": self.key, "files": self.kept})
+            self.kept.add({name: measured})
             for leftover in (self.file, result_path(self.file, "manifest")):
                 leftover.unlink(missing_ok=True)
-        kept = self.kept[name]
+        kept = self.kept.values[name]
         candidate = Candidate(
             recipe, int(kept["file_bytes"]), weight_bytes, predicted, kept["mean_kl"], kept["perplexity"], kept["top1_agreement"]
         )

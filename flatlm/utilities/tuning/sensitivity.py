@@ -6,15 +6,12 @@ What is known is written after each block, so that an interrupted search goes on
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flatlm.convert.atomic_file import atomic_output
 from flatlm.convert.in_memory import InMemory
 from flatlm.convert.weights import WeightSource
 from flatlm.layers.block import Block
@@ -27,6 +24,7 @@ from flatlm.quantize.schemes import Scheme, get_scheme
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
 from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
 from flatlm.utilities.calibration.text import CalibrationText
+from flatlm.utilities.tuning.keyed_file import KeyedFile
 from flatlm.utilities.tuning.units import Unit, possible, units
 
 Costs = dict[str, dict[str, float]]
@@ -35,28 +33,8 @@ Progress = Callable[[str, int, int], None]
 LOGITS_AT_ONCE = 1 << 24
 
 
-class SensitivityFile:
-    """What has been measured so far, for one checkpoint, text and list of schemes (`key`). Another key's figures are not used."""
-
-    def __init__(self, path: Path, key: Mapping[str, object]) -> None:
-        self.path, self.key = path, json.loads(json.dumps(key))
-        self.costs: Costs = {}
-        try:
-            kept = json.loads(path.read_text("utf-8"))
-            if isinstance(kept, dict) and kept.get("key") == self.key:
-                self.costs = kept["kl"]
-        except (OSError, ValueError, KeyError):
-            pass  # nothing usable: it is measured anew
-
-    def add(self, costs: Costs) -> None:
-        """Keep more, safely: whole or not at all."""
-        self.costs |= costs
-        with atomic_output(self.path) as temporary:
-            temporary.write_text(json.dumps({"key": self.key, "kl": self.costs}, indent=1) + "\n", "utf-8")
-
-
 class Sensitivity:
-    """`measure()` fills `file`."""
+    """`measure()` fills `file`: what was measured for one checkpoint, text and list of schemes is not measured again."""
 
     def __init__(
         self,
@@ -64,7 +42,7 @@ class Sensitivity:
         sources: Mapping[str, WeightSource],
         text: CalibrationText,
         schemes: Sequence[str],
-        file: SensitivityFile,
+        file: KeyedFile,
         progress: Progress | None = None,
     ) -> None:
         self.config, self.sources, self.text, self.file = config, sources, text, file
@@ -79,9 +57,9 @@ class Sensitivity:
     @torch.inference_mode()
     def measure(self) -> Costs:
         """KL for every unit and scheme, from the file where they are there."""
-        missing = [unit for unit in self.units if set(self.file.costs.get(unit.pattern, ())) != set(self.schemes[unit.pattern])]
+        missing = [unit for unit in self.units if set(self.file.values.get(unit.pattern, ())) != set(self.schemes[unit.pattern])]
         if not missing:
-            return self.file.costs
+            return self.file.values
         x = self.stream.embed(self.text.tokens)
         final = x
         for layer in range(len(self.config.blocks)):
@@ -97,7 +75,7 @@ class Sensitivity:
             if own:
                 self.file.add(self._inside(block, own, layer, x))
             x = self.stream.run(block, x)
-        return self.file.costs
+        return self.file.values
 
     def _runs(self, unit: Unit) -> int:
         """The block runs that measuring it takes, and one for the logits."""

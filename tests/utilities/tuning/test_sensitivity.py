@@ -15,7 +15,8 @@ from flatlm.quantize.encode import decode, encode
 from flatlm.quantize.schemes import get_scheme
 from flatlm.utilities.calibration.text import CalibrationText
 from flatlm.utilities.tuning import sensitivity
-from flatlm.utilities.tuning.sensitivity import Sensitivity, SensitivityFile
+from flatlm.utilities.tuning.keyed_file import KeyedFile
+from flatlm.utilities.tuning.sensitivity import Sensitivity
 from flatlm.utilities.tuning.units import Unit, possible, recipe_of, size, stored_bytes, units
 from tests.models import random_decoder, tiny_config
 
@@ -35,7 +36,7 @@ def model(**config):
 
 def measure(decoder, path, schemes=INT8, progress=None, rows=5):
     sources = {name: InMemory(value.data) for name, value in decoder.named_parameters()}
-    file = SensitivityFile(path, {"schemes": list(schemes)})
+    file = KeyedFile(path, {"schemes": list(schemes)}, "kl")
     return Sensitivity(decoder.config, sources, text(decoder.config.vocab_size, rows), schemes, file, progress)
 
 
@@ -94,15 +95,6 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again.keys() == whole.keys() and all(again[p] == pytest.approx(whole[p]) for p in whole)
     assert len(asked) == len(whole) - len(kept)
     assert ticks[-1][0] == ticks[-1][1], "the bar ends at its end"
-
-
-def test_figures_of_another_text_or_checkpoint_are_not_used(tmp_path):
-    path = tmp_path / "s.json"
-    SensitivityFile(path, {"text": "a"}).add({"embedding.weight": {"dynamic_int8": 1.0}})
-    assert SensitivityFile(path, {"text": "a"}).costs
-    assert not SensitivityFile(path, {"text": "b"}).costs
-    path.write_text("{not json")
-    assert not SensitivityFile(path, {"text": "a"}).costs
 
 
 def test_experts_are_one_unit_for_each_projection(tmp_path):

@@ -48,7 +48,12 @@ class Method:
     @property
     def needs_text(self) -> bool:
         """Whether it looks at activations, so that calibration text is needed."""
-        return self.rounding == "gptq" or self.migrate or self.smooth is not None
+        return self.calibrates or self.migrate or self.smooth is not None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it solves for integers that keep what a layer gives, so that bounds hold and warnings do not that are for rounding."""
+        return self.rounding == "gptq"
 
     def searches(self, scheme: Scheme) -> bool:
         """Whether it chooses the integers of weights of this scheme."""

@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from flatlm.quantize.activations import LayerRanges
-from flatlm.quantize.recipes import RECIPES, TABLES, WARNINGS, Recipe, Rule, get_recipe, layers, loosest_bound
-from flatlm.quantize.schemes import get_scheme
+from flatlm.quantize.recipes import RECIPES, TABLES, Recipe, Rule, get_recipe, layers
 
 
 def full_int8_dynamic_recipe() -> Recipe:
@@ -22,7 +21,7 @@ def full_linear_int8_dynamic_recipe() -> Recipe:
     """Every linear int8 per channel, activations quantized as they come; what is called an embedding, and a head tied to it, float32."""
     rules = layers(embedding="float32", attention="dynamic_int8", feed_forward="dynamic_int8", head="dynamic_int8")
     summary = "linears int8 per channel, activations quantized as they come; embeddings float32"
-    return _recipe("linear_dynamic_int8", (Rule(TABLES, "float32"), *rules[1:]), "q8_linear", summary)
+    return Recipe.of("linear_dynamic_int8", (Rule(TABLES, "float32"), *rules[1:]), "q8_linear", summary)
 
 
 def full_int8_weight_only_recipe() -> Recipe:
@@ -68,16 +67,10 @@ def mixed_recipe(name: str, *, embedding: str, attention: str, feed_forward: str
     """
     kinds = {"embedding": embedding, "attention": attention, "feed_forward": feed_forward, "head": head}
     rules = layers(embedding=embedding, attention=attention, feed_forward=feed_forward, head=head)
-    return _recipe(name, rules, name, ", ".join(f"{kind} {scheme}" for kind, scheme in kinds.items()))
+    return Recipe.of(name, rules, name, ", ".join(f"{kind} {scheme}" for kind, scheme in kinds.items()))
 
 
 def with_ranges(recipe: Recipe, calibration: Mapping[str, LayerRanges]) -> Recipe:
     """The recipe with the ranges of those weights that it stores for static activations, and of no others."""
     static = {name: ranges for name, ranges in calibration.items() if recipe.scheme_for(name).compute == "static"}
     return dataclasses.replace(recipe, activations=static)
-
-
-def _recipe(name: str, rules: tuple[Rule, ...], suffix: str, summary: str) -> Recipe:
-    schemes = [get_scheme(rule.scheme_name).name for rule in rules]
-    warning = next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
-    return Recipe(name, rules, suffix, loosest_bound(schemes), summary, warning)

@@ -86,6 +86,9 @@ BOUNDS: Mapping[str, Bound] = MappingProxyType(
     }
 )
 
+# What a method that calibrates makes of schemes that without it are measured only.
+CALIBRATED_BOUNDS: Mapping[str, Bound] = MappingProxyType({"dynamic_int4_channel": BOUNDS["dynamic_int4_block128"]})
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -117,11 +120,18 @@ class Recipe:
                 raise unknown_name(f"scheme (recipe {self.name!r}, pattern {rule.pattern!r})", rule.scheme_name, SCHEMES)
 
     @classmethod
+    def of(cls, name: str, rules: tuple[Rule, ...], suffix: str, summary: str, method: Method = PLAIN) -> Self:
+        """A recipe with the loosest bound of its schemes, their integers chosen by `method`, and with their warning."""
+        bare = cls(name, rules, suffix, Bound(), summary, method=method)  # checked before its schemes are looked up
+        schemes = [rule.scheme_name for rule in rules]
+        warned = () if method.calibrates else (WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS)
+        return dataclasses.replace(bare, bound=loosest_bound(schemes, method), warning=next(iter(warned), None))
+
+    @classmethod
     def mixed(cls, name: str, base: str | Self, overrides: Mapping[str, str]) -> Self:
         """A recipe that asks `overrides` (pattern to scheme name, in order) first and then `base`; `*` is still asked last.
 
-        Its bound is the loosest of its schemes', and its warning theirs.
-
+        Its bound is the loosest of its schemes', and its warning theirs. Its method is the base's.
 
         >>> Recipe.mixed("int4_int8_head", "dynamic_int4_block32", {"lm_head.*": "dynamic_int8"}).scheme_for("lm_head.weight").name
         'dynamic_int8'
@@ -131,11 +141,8 @@ class Recipe:
         rules = tuple(Rule(pattern, scheme) for pattern, scheme in overrides.items() if pattern != REST)
         rest = (Rule(REST, overrides[REST]),) if REST in overrides else ()
         summary = f"{parent.name}, but " + ", ".join(f"{p} {s}" for p, s in overrides.items())
-        table = (*rules, *kept, *rest)
-        recipe = cls(name, table, name, parent.bound, summary, method=parent.method, activations=parent.activations)
-        schemes = [rule.scheme_name for rule in recipe.rules]
-        warning = parent.warning or next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
-        return dataclasses.replace(recipe, bound=loosest_bound(schemes), warning=warning)
+        recipe = cls.of(name, (*rules, *kept, *rest), name, summary, parent.method)
+        return dataclasses.replace(recipe, warning=parent.warning or recipe.warning, activations=parent.activations)
 
     def scheme_for(self, weight_name: str, shape: Sequence[int] | None = None) -> Scheme:
         """The scheme of the first rule that matches; float32 for norms, biases and, where a shape is given, whatever has one dimension."""
@@ -212,9 +219,10 @@ class Recipe:
         return cls(rules=tuple(table), bound=Bound(**bound), warning=warning, method=method, activations=activations, **text)
 
 
-def loosest_bound(scheme_names: Iterable[str]) -> Bound:
+def loosest_bound(scheme_names: Iterable[str], method: Method = PLAIN) -> Bound:
     """The bound that a file with all of these schemes can be held to: the loosest of theirs, as the worst weight decides."""
-    bounds = [BOUNDS[name] for name in scheme_names]
+    table = {**BOUNDS, **CALIBRATED_BOUNDS} if method.calibrates else BOUNDS
+    bounds = [table[name] for name in scheme_names]
     if any(bound.measured_only for bound in bounds):
         return Bound()
     return max(bounds, key=lambda bound: -1.0 if bound.mean_kl is None else bound.mean_kl)
@@ -248,36 +256,23 @@ _STATIC_BLOCKS = (
 )
 
 
-def _built_in(name: str, rules: tuple[Rule, ...], suffix: str, summary: str, method: Method = PLAIN, bound: Bound | None = None) -> Recipe:
-    schemes = [rule.scheme_name for rule in rules]
-    warning = None if method.needs_text else next((WARNINGS[scheme] for scheme in schemes if scheme in WARNINGS), None)
-    return Recipe(name, rules, suffix, bound or loosest_bound(schemes), summary, warning, method)
-
-
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
-            _built_in("none", _everywhere("float32"), "f32", "float32 weights, exactly as in the checkpoint"),
-            _built_in("fp16", _everywhere("float16"), "fp16", "float16 weights, computed in float"),
-            _built_in("dynamic_int8", _everywhere("dynamic_int8"), "q8", f"int8 per channel, {_DYNAMIC}"),
-            _built_in("weight_only_int8", _everywhere("weight_only_int8"), "q8_wo", "int8 per channel, dequantized to compute in float"),
-            _built_in("static_int8", _STATIC_BLOCKS, "q8_static", _STATIC),
-            _built_in(_BLOCK32, _everywhere(_BLOCK32), "q4_block32", f"int4 in blocks of 32, {_DYNAMIC}"),
-            _built_in(_BLOCK128, _BLOCKS_OF_128, "q4_block128", f"int4 in blocks of 128 (the embedding in blocks of 32), {_DYNAMIC}"),
-            _built_in(_CHANNEL, _everywhere(_CHANNEL), "q4_channel", f"int4 per channel, {_DYNAMIC}"),
-            _built_in("searched_int4_block32", _everywhere(_BLOCK32), "q4_block32_s", f"{_BLOCK32}, scales of the least error", _SEARCHED),
-            _built_in("searched_int4_channel", _everywhere(_CHANNEL), "q4_channel_s", f"{_CHANNEL}, scales of the least error", _SEARCHED),
-            _built_in("calibrated_int4_block32", _everywhere(_BLOCK32), "q4_block32_c", f"{_BLOCK32}, calibrated by GPTQ", _CALIBRATED),
-            _built_in("calibrated_int4_block128", _BLOCKS_OF_128, "q4_block128_c", f"{_BLOCK128}, calibrated by GPTQ", _CALIBRATED),
-            _built_in(
-                "calibrated_int4_channel",
-                _everywhere(_CHANNEL),
-                "q4_channel_c",
-                f"{_CHANNEL}, calibrated by GPTQ",
-                _CALIBRATED,
-                BOUNDS[_BLOCK128],
-            ),
+            Recipe.of("none", _everywhere("float32"), "f32", "float32 weights, exactly as in the checkpoint"),
+            Recipe.of("fp16", _everywhere("float16"), "fp16", "float16 weights, computed in float"),
+            Recipe.of("dynamic_int8", _everywhere("dynamic_int8"), "q8", f"int8 per channel, {_DYNAMIC}"),
+            Recipe.of("weight_only_int8", _everywhere("weight_only_int8"), "q8_wo", "int8 per channel, dequantized to compute in float"),
+            Recipe.of("static_int8", _STATIC_BLOCKS, "q8_static", _STATIC),
+            Recipe.of(_BLOCK32, _everywhere(_BLOCK32), "q4_block32", f"int4 in blocks of 32, {_DYNAMIC}"),
+            Recipe.of(_BLOCK128, _BLOCKS_OF_128, "q4_block128", f"int4 in blocks of 128 (the embedding in blocks of 32), {_DYNAMIC}"),
+            Recipe.of(_CHANNEL, _everywhere(_CHANNEL), "q4_channel", f"int4 per channel, {_DYNAMIC}"),
+            Recipe.of("searched_int4_block32", _everywhere(_BLOCK32), "q4_block32_s", f"{_BLOCK32}, scales of the least error", _SEARCHED),
+            Recipe.of("searched_int4_channel", _everywhere(_CHANNEL), "q4_channel_s", f"{_CHANNEL}, scales of the least error", _SEARCHED),
+            Recipe.of("calibrated_int4_block32", _everywhere(_BLOCK32), "q4_block32_c", f"{_BLOCK32}, calibrated by GPTQ", _CALIBRATED),
+            Recipe.of("calibrated_int4_block128", _BLOCKS_OF_128, "q4_block128_c", f"{_BLOCK128}, calibrated by GPTQ", _CALIBRATED),
+            Recipe.of("calibrated_int4_channel", _everywhere(_CHANNEL), "q4_channel_c", f"{_CHANNEL}, calibrated by GPTQ", _CALIBRATED),
         )
     }
 )

@@ -176,6 +176,16 @@ def test_mixed_takes_the_loosest_bound_and_the_warning_of_what_is_in_it() -> Non
     assert loosest_bound(["float32"]) == BOUNDS["float32"]
 
 
+def test_mixed_from_a_calibrated_recipe_keeps_what_calibration_promises() -> None:
+    calibrated = Recipe.mixed("x", "calibrated_int4_channel", {"lm_head.*": "dynamic_int8"})
+    assert calibrated.bound == BOUNDS["dynamic_int4_block128"] and calibrated.warning is None
+    assert calibrated.method == Method("gptq")
+    searched = Recipe.mixed("x", "searched_int4_channel", {"lm_head.*": "dynamic_int8"})
+    assert searched.bound.measured_only and searched.warning == RECIPES["dynamic_int4_channel"].warning
+    static = Recipe.mixed("x", "calibrated_int4_channel", {"lm_head.*": "static_int8"})
+    assert static.bound.measured_only and static.warning is None
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_recipes_go_through_json_and_back(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

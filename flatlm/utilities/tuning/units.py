@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flatlm.convert.weights import WeightSource
 from flatlm.errors import RecipeError
 from flatlm.layers.config import MixtureConfig, ModelConfig
 from flatlm.quantize.method import Method
-from flatlm.quantize.recipes import REST, Recipe, Rule, get_recipe
+from flatlm.quantize.recipes import REST, Recipe, Rule
 from flatlm.quantize.schemes import Scheme, get_scheme
 
 SEARCHED = ("dynamic_int8", "dynamic_int4_block32", "dynamic_int4_channel")
@@ -74,11 +74,10 @@ def stored_bytes(scheme: Scheme, shape: Sequence[int]) -> int:
 
 def recipe_of(schemes: Mapping[str, str], name: str = "tuned") -> Recipe:
     """A recipe that gives each unit its scheme, by its pattern; whatever is in none of them int8. Calibrated by GPTQ."""
-    base = get_recipe("calibrated_int4_channel")
     rules = tuple(Rule(pattern, scheme) for pattern, scheme in schemes.items())
     counts = {scheme: list(schemes.values()).count(scheme) for scheme in dict.fromkeys(schemes.values())}
     summary = "found by flatlm tune: " + ", ".join(f"{scheme} for {count}" for scheme, count in counts.items())
-    return replace(base, name=name, rules=(*rules, Rule(REST, "dynamic_int8")), suffix=name, summary=summary, method=Method("gptq"))
+    return Recipe.of(name, (*rules, Rule(REST, "dynamic_int8")), name, summary, Method("gptq"))
 
 
 def matrix_parameters(sources: Mapping[str, WeightSource]) -> int:

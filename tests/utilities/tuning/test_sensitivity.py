@@ -12,6 +12,7 @@ from flatlm.errors import RecipeError
 from flatlm.layers.config import FeedForwardConfig, MixtureConfig
 from flatlm.layers.kv_cache import CacheGeometry, empty_caches
 from flatlm.quantize.encode import decode, encode
+from flatlm.quantize.recipes import get_recipe
 from flatlm.quantize.schemes import get_scheme
 from flatlm.utilities.calibration.text import CalibrationText
 from flatlm.utilities.tuning import sensitivity
@@ -111,6 +112,12 @@ def test_experts_are_one_unit_for_each_projection(tmp_path):
     recipe.require_matches([name for name, _ in decoder.named_parameters()])
     assert recipe.scheme_for("blocks.1.feed_forward.router.weight").name == "dynamic_int8"
     assert recipe.scheme_for("blocks.1.feed_forward.experts.3.down.weight").name == "dynamic_int4_channel"
+
+
+@pytest.mark.parametrize("scheme", ["dynamic_int4_block32", "dynamic_int4_channel"])
+def test_a_recipe_of_one_scheme_is_held_to_what_the_built_in_one_is(scheme):
+    uniform, built_in = recipe_of({"embedding.weight": scheme}), get_recipe(scheme.replace("dynamic", "calibrated"))
+    assert (uniform.bound, uniform.warning, uniform.method) == (built_in.bound, built_in.warning, built_in.method)
 
 
 def test_sizes_are_those_of_the_file():

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.errors import ExportError, OutputError, RecipeError, TextError
+from flatlm.errors import ExportError, OutputError, TextError
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.quantize.knapsack import Choice, Option, front, within
 from flatlm.quantize.recipes import Recipe, get_recipe
 from flatlm.quantize.schemes import get_scheme
-from flatlm.utilities.calibration.text import CalibrationText, read_text
+from flatlm.utilities.calibration.text import CalibrationText, no_text, read_text
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import read_documents
 from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export, require_suffix
@@ -88,7 +88,7 @@ def tune(
     the same checkpoint, text and schemes, a search goes on where it was. Raises a FlatlmError where the budget cannot be kept.
     """
     if request.calibration is None:
-        raise RecipeError("a search needs calibration text: give a .txt, .json or .jsonl file with --calibration")
+        raise no_text("a search")
     require_suffix(request.output)
     learned, judged = _split(read_documents(request.calibration))
     work = work or request.output.with_name(f"{request.output.stem}.tune")

@@ -159,6 +159,14 @@ class Recipe:
         """Whether it may ask for calibration text: by its method, or for the ranges of static activations."""
         return self.method.needs_text or any(get_scheme(rule.scheme_name).compute == "static" for rule in self.rules)
 
+    def lacks_ranges(self, weight_name: str) -> bool:
+        """Whether a weight's scheme needs ranges of activations that the recipe does not have yet."""
+        return self.scheme_for(weight_name).compute == "static" and weight_name not in self.activations
+
+    def needs_text(self, weight_names: Iterable[str]) -> bool:
+        """Whether it asks, of a model with these weights, for something that only calibration text can tell."""
+        return self.method.needs_text or any(self.lacks_ranges(name) for name in weight_names)
+
     def ranges_for(self, weight_name: str, scheme: Scheme) -> LayerRanges | None:
         """The ranges of its linear's activations, where a weight's scheme needs them, else None. RecipeError where they are missing."""
         if scheme.compute != "static":

@@ -20,13 +20,13 @@ from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
 from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import CompilerProcess
-from flatlm.errors import ExportError, OutputError, RecipeError, TokenizerError
+from flatlm.errors import ExportError, OutputError, TokenizerError
 from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
-from flatlm.utilities.calibration.calibrate import calibrate_checkpoint, needs_text, require_possible, with_assumed_ranges
+from flatlm.utilities.calibration.calibrate import calibrate_checkpoint, require_possible, with_assumed_ranges
 from flatlm.utilities.calibration.sources import Scratch
 from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
@@ -115,14 +115,9 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
     loader = ModelLoader(checkpoint, builder.tensor_names)
     config = loader.fit(config)
     weights = loader.plan(config)
-    recipe = request.recipe
-    require_possible(config, weights.weights, recipe)
-    if needs_text(recipe, list(weights.weights)):
-        if request.calibration is None:
-            raise RecipeError(f"recipe {recipe.name!r} needs calibration text: give a .txt, .json or .jsonl file with --calibration")
-        recipe = with_assumed_ranges(recipe, list(weights.weights))
+    require_possible(config, weights.weights, request.recipe, text=request.calibration is not None)
     cache_length, prefill_lengths = _lengths(request, config.max_positions)
-    layout = WeightLayout(weights.weights, recipe)
+    layout = WeightLayout(weights.weights, with_assumed_ranges(request.recipe, weights.weights))
     geometry = CacheGeometry(cache_length, max(prefill_lengths), _cache_dtype(request))
     cache = sum(geometry.bytes(block.attention) for block in config.blocks)
     return ExportPlan(config, builder.family, weights, request.recipe, layout, geometry, prefill_lengths, cache)
@@ -280,7 +275,7 @@ def _require_space(output: Path, plan: ExportPlan) -> None:
 
 
 def _calibration_text(request: ExportRequest, plan: ExportPlan) -> CalibrationText | None:
-    if request.calibration is None or not needs_text(request.recipe, list(plan.weights.weights)):
+    if request.calibration is None or not request.recipe.needs_text(plan.weights.weights):
         return None
     config = plan.config
     return read_text(request.calibration, request.checkpoint, vocab_size=config.vocab_size, max_positions=config.max_positions)

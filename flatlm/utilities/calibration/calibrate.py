@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from flatlm.utilities.calibration.rotate import obstacle, rotate
 from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, read_rows, read_whole
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
 from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
-from flatlm.utilities.calibration.text import CalibrationText
+from flatlm.utilities.calibration.text import CalibrationText, no_text
 
 HESSIAN_BYTES = 1 << 30
 """Statistics of inputs are gathered for so many projections at a time as fit in this; always for one."""
@@ -40,13 +40,8 @@ class Calibrated:
     recipe: Recipe
 
 
-def needs_text(recipe: Recipe, names: Sequence[str]) -> bool:
-    """Whether the recipe asks for something that only calibration text can tell."""
-    return recipe.method.needs_text or any(_lacks_ranges(recipe, name) for name in names)
-
-
-def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], recipe: Recipe) -> None:
-    """RecipeError where the recipe's method does not suit the model; before any weight is read."""
+def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], recipe: Recipe, *, text: bool) -> None:
+    """RecipeError where the recipe's method does not suit the model, or needs text and there is none; before any weight is read."""
     if recipe.method.rotate:
         reason = obstacle(config)
         kept = [name for name, source in sources.items() if _kept(source, recipe.scheme_for(name, source.shape))]
@@ -57,17 +52,19 @@ def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], r
                 f"recipe {recipe.name!r} rotates the residual stream, which this model does not allow: {reason}; use a recipe that does not"
             )
     for name in ("embedding.weight", "position_embedding.weight", "lm_head.weight"):
-        if name in sources and _lacks_ranges(recipe, name):
+        if name in sources and recipe.lacks_ranges(name):
             raise RecipeError(
                 f"recipe {recipe.name!r}: {name} cannot have static activations, which a table does not read, and whose one scale would "
                 "round all logits to nothing: give it dynamic_int8"
             )
+    if not text and recipe.needs_text(sources):
+        raise no_text(f"recipe {recipe.name!r}")
 
 
-def with_assumed_ranges(recipe: Recipe, names: Sequence[str]) -> Recipe:
+def with_assumed_ranges(recipe: Recipe, names: Iterable[str]) -> Recipe:
     """The recipe with ranges for every static weight, to plan with: sizes do not depend on their values."""
     assumed = LayerRanges(ActivationRange(-1.0, 1.0), ActivationRange(-1.0, 1.0))
-    missing = {name: assumed for name in names if _lacks_ranges(recipe, name)}
+    missing = {name: assumed for name in names if recipe.lacks_ranges(name)}
     return replace(recipe, activations={**recipe.activations, **missing})
 
 
@@ -88,19 +85,13 @@ def calibrate_checkpoint(
 
     Raises RecipeError where the method does not suit the model, CheckpointError for weights that are not finite.
     """
-    require_possible(config, sources, recipe)
+    require_possible(config, sources, recipe, text=text is not None)
     found = rotate(config, sources) if recipe.method.rotate else dict(sources)
-    if needs_text(recipe, list(sources)):
-        if text is None:
-            raise RecipeError(f"recipe {recipe.name!r} needs calibration text: give a .txt, .json or .jsonl file with --calibration")
+    if text is not None and recipe.needs_text(sources):
         return _Calibration(config, found, recipe, scratch, text, progress).run()
     if recipe.method.rounding == "nearest":
         return Calibrated(found, recipe)
     return Calibrated({name: _searched(name, source, recipe) for name, source in found.items()}, recipe)
-
-
-def _lacks_ranges(recipe: Recipe, name: str) -> bool:
-    return recipe.scheme_for(name).compute == "static" and name not in recipe.activations
 
 
 def _kept(source: WeightSource, scheme: Scheme) -> bool:
@@ -142,7 +133,7 @@ class _Calibration:
         self.ranges: dict[str, LayerRanges] = {}
         self.exact = ModelStream(config, self.sources, text.tokens.shape[1])
         self.solving = recipe.method.rounding == "gptq"
-        self.measuring = any(_lacks_ranges(recipe, name) for name in sources)
+        self.measuring = any(recipe.lacks_ranges(name) for name in sources)
         self.progress = progress or (lambda what, done, total: None)
 
     @torch.inference_mode()
@@ -268,7 +259,7 @@ class _Calibration:
         return out
 
     def _note(self, name: str, read: Tensor, gave: Tensor) -> None:
-        if _lacks_ranges(self.recipe, name):
+        if self.recipe.lacks_ranges(name):
             seen = LayerRanges(_range(name, read), _range(name, gave))
             self.ranges[name] = seen.union(self.ranges[name]) if name in self.ranges else seen
 

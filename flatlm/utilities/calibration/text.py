@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlm.errors import TextError
+from flatlm.errors import RecipeError, TextError
 from flatlm.utilities.documents import encode_document, read_documents
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -30,6 +30,11 @@ class CalibrationText:
 
     def count(self) -> int:
         return int(self.lengths.sum())
+
+
+def no_text(what: str) -> RecipeError:
+    """The error for what cannot go on without text."""
+    return RecipeError(f"{what} needs calibration text: give a .txt, .json or .jsonl file with --calibration")
 
 
 def read_text(path: Path, checkpoint: Path, *, vocab_size: int, max_positions: int, most: int = MOST_TOKENS) -> CalibrationText:

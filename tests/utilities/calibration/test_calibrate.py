@@ -25,7 +25,7 @@ from flatlm.quantize.method import PLAIN, Method
 from flatlm.quantize.recipes import Recipe, get_recipe
 from flatlm.quantize.scale_search import round_rows
 from flatlm.utilities.calibration import calibrate as module
-from flatlm.utilities.calibration.calibrate import Calibrated, calibrate_checkpoint, needs_text
+from flatlm.utilities.calibration.calibrate import Calibrated, calibrate_checkpoint
 from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, Solved, _Chosen
 from flatlm.utilities.calibration.stream import ModelStream
 from tests.models import random_decoder, tiny_config
@@ -149,7 +149,7 @@ def test_rounding_to_the_nearest_is_that_whatever_else_is_done(scratch: Scratch)
     """A recipe of static int8 and of int4 that names no method: its int4 has the integers that every other way gives."""
     model = tiny()
     static = Recipe.mixed("static", BLOCKS, {"*.attention.*": "static_int8"})
-    assert needs_text(static, list(sources_of(model)))
+    assert static.needs_text(sources_of(model))
     chosen = calibrated(model, static, scratch)
     assert all(isinstance(source, InMemory) for source in chosen.sources.values())
     smoothed = calibrated(model, replace(BLOCKS, method=Method(smooth=0.5)), scratch)
@@ -269,7 +269,7 @@ def test_ranges_that_a_recipe_has_are_its_own(scratch: Scratch) -> None:
     partial = replace(first, activations={name: first.activations["blocks.1.attention.qkv.weight"]})
     again = calibrated(model, partial, scratch).recipe
     assert again.activations == {**first.activations, **partial.activations}
-    assert not needs_text(first, list(sources_of(model)))
+    assert not first.needs_text(sources_of(model))
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "embedding.weight"])

@@ -20,8 +20,7 @@ def calibrate(module: nn.Module, samples: Iterable[tuple[Any, ...]]) -> dict[str
     plain call, as torch.export sees them. Several linears of one weight have one range. RecipeError where no sample reaches a linear, or
     one gives NaN or infinity.
     """
-    names = {id(tensor): name for name, tensor in weight_names(module).items()}
-    recorder = _Recorder(names)
+    recorder = RangeRecorder(weight_names(module))
     training = module.training
     module.eval()
     try:
@@ -35,13 +34,18 @@ def calibrate(module: nn.Module, samples: Iterable[tuple[Any, ...]]) -> dict[str
     return recorder.ranges
 
 
-class _Recorder(TorchFunctionMode):
-    """Sees every linear on its way. A hook of modules would miss a head that is a plain call, and would have to know each kind of layer."""
+class RangeRecorder(TorchFunctionMode):
+    """While it is entered, sees every linear on its way, and notes in `ranges` what those of the given weights read and give.
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    `weights` by name. `counted`, where it is set, says which rows count: bool, of the inputs' shape without its last dimension. A hook of
+    modules would miss a head that is a plain call, and would have to know each kind of layer. Raises OverflowingLinearError.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._names = names
+        self._names = {id(tensor): name for name, tensor in weights.items()}
         self.ranges: dict[str, LayerRanges] = {}
+        self.counted: Tensor | None = None
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -54,12 +58,19 @@ class _Recorder(TorchFunctionMode):
 
     def _add(self, name: str, read: Tensor, gave: Tensor) -> None:
         try:
-            seen = LayerRanges(_range(read), _range(gave))
+            seen = LayerRanges(self._range(read), self._range(gave))
         except RecipeError as error:
-            raise RecipeError(f"calibration: the linear of {name!r}: {error}") from error
+            raise OverflowingLinearError(name, error) from error
         self.ranges[name] = seen.union(self.ranges[name]) if name in self.ranges else seen
 
+    def _range(self, values: Tensor) -> ActivationRange:
+        low, high = torch.aminmax((values if self.counted is None else values[self.counted]).to(torch.float32))
+        return ActivationRange(low.item(), high.item())
 
-def _range(values: Tensor) -> ActivationRange:
-    low, high = torch.aminmax(values.to(torch.float32))
-    return ActivationRange(low.item(), high.item())
+
+class OverflowingLinearError(RecipeError):
+    """What the linear of the weight called `name` reads or gives is not finite."""
+
+    def __init__(self, name: str, reason: RecipeError) -> None:
+        super().__init__(f"calibration: the linear of {name!r}: {reason}")
+        self.name = name

@@ -1,7 +1,6 @@
 """Calibration of a whole checkpoint, a block at a time: integers, scales and ranges for the exporter, as its recipe's method asks."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize import gptq
 from flatlm.quantize.activations import ActivationRange, LayerRanges
+from flatlm.quantize.calibrate import OverflowingLinearError, RangeRecorder
 from flatlm.quantize.carried import IntegerRows, concatenate
 from flatlm.quantize.encode import as_stored
 from flatlm.quantize.recipes import Recipe
@@ -238,30 +238,19 @@ class _Calibration:
         """What the exact block makes of x; the ranges of its static projections are noted on the way."""
         if not self.measuring:
             return self.exact.run(block, x)
-        valid, rows = self.text.valid, row_slices(len(x))
-        current: list[slice] = []
+        names = {f"{prefix}.{name}.weight": module.weight for name, module in linears(block).items()}
+        recorder = RangeRecorder({name: weight for name, weight in names.items() if self.recipe.lacks_ranges(name)})
 
-        def begin(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            current[:] = [next(rows)]
+        def count(rows: slice) -> None:
+            recorder.counted = self.text.valid[rows]
 
-        def note(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                counted = valid[current[0]]
-                self._note(f"{prefix}.{name}.weight", inputs[0][counted], output[counted])
-
-            return hook
-
-        handles = [block.register_forward_pre_hook(begin)]
-        handles += [module.register_forward_hook(note(name)) for name, module in linears(block).items()]
-        out = self.exact.run(block, x)
-        for handle in handles:
-            handle.remove()
+        try:
+            with recorder:
+                out = self.exact.run(block, x, before=count)
+        except OverflowingLinearError as error:
+            raise _overflow(error.name) from error
+        self.ranges |= recorder.ranges
         return out
-
-    def _note(self, name: str, read: Tensor, gave: Tensor) -> None:
-        if self.recipe.lacks_ranges(name):
-            seen = LayerRanges(_range(name, read), _range(name, gave))
-            self.ranges[name] = seen.union(self.ranges[name]) if name in self.ranges else seen
 
     def _head(self, x: Tensor, y: Tensor) -> None:
         name = "embedding.weight" if self.config.tied_head else "lm_head.weight"
@@ -305,13 +294,6 @@ def _int8_rows(x: Tensor) -> Tensor:
     scale = ((high - low) / 255).clamp_min(1e-12)
     zero = torch.round(-128 - low / scale)
     return (torch.clamp(torch.round(x / scale) + zero, -128, 127) - zero) * scale
-
-
-def _range(name: str, values: Tensor) -> ActivationRange:
-    low, high = torch.aminmax(values)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise _overflow(name)
-    return ActivationRange(low.item(), high.item())
 
 
 def _require_finite(name: str, seen: InputStatistics) -> None:

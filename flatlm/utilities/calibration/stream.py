@@ -52,10 +52,11 @@ class ModelStream:
         block.load_state_dict(state, assign=True)
         return block.requires_grad_(False)
 
-    def run(self, block: Block, x: Tensor) -> Tensor:
-        """What a block makes of x [N, T, D], some rows at a time."""
+    def run(self, block: Block, x: Tensor, *, before: Callable[[slice], None] = lambda rows: None) -> Tensor:
+        """What a block makes of x [N, T, D], some rows at a time; `before` is told which, each time."""
         out = torch.empty_like(x)
         for rows in row_slices(len(x)):
+            before(rows)
             out[rows] = self._step(block, x[rows])
         return out
 

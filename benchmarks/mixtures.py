@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.random_checkpoint import write_checkpoint
 from flatlm.convert import decoder
+from flatlm.convert.worker import CompilerHere
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
@@ -52,29 +53,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Here:
+class Here(CompilerHere):
     """Compiles in this process, so that the way experts run can be set."""
 
     def __init__(self, *, conditional: bool) -> None:
         self._conditional = conditional
-
-    def submit(self, *job: Any) -> None:
-        self._job = job
 
     def result(self) -> Any:
         original = decoder._block_steps
         try:
             if not self._conditional:
                 decoder._block_steps = lambda *given, conditional: original(*given, conditional=False)
-            return decoder.stamp_decoder(*self._job)
+            return super().result()
         finally:
             decoder._block_steps = original
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
 
 def main() -> None:
@@ -93,7 +85,7 @@ def main() -> None:
                 file = Path(place) / f"{way}.tflite"
                 request = ExportRequest(checkpoint, file, get_recipe("dynamic_int8"), (128,), 512)
                 begun = time.perf_counter()
-                export(request, compiler=Here(conditional=way == "conditional"))  # type: ignore[arg-type]
+                export(request, compiler=Here(conditional=way == "conditional"))
                 exported = time.perf_counter()
                 runners[way] = Runner.open(file, threads=2)
                 runners[way].prefill(list(range(128)))

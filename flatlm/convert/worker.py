@@ -2,19 +2,35 @@
 
 The converter's libraries take seconds to import; a `CompilerProcess` begins with that when it is made, before its job is known.
 Run as a module this is that process: a pickled job on its stdin, and on its stdout a pickled answer, both from and to our own code.
+Other ways to compile, for many exports of one graph or where the converter is loaded anyway, keep to the same `Compiler`.
 """
 
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from flatlm.convert.signatures import SignatureSpec
     from flatlm.layers.config import ModelConfig
     from flatlm.layers.kv_cache import CacheGeometry
+
+
+class Compiler(Protocol):
+    """What compiles for an export: it is entered, given a job by `submit`, and asked for its `result`, which is the caller's to change.
+
+    The graph follows from these alone: which weights there are and what is computed, not their schemes, ranges or values.
+    """
+
+    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None: ...
+
+    def result(self) -> Any: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 class CompilerProcess:
@@ -47,6 +63,61 @@ class CompilerProcess:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+
+
+class CompilerHere:
+    """Compiles in this process, which loads the converter for it: about 400 MB that stay."""
+
+    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
+        self._job = config, geometry, list(specs)
+
+    def result(self) -> Any:
+        from flatlm.convert.decoder import stamp_decoder
+
+        return stamp_decoder(*self._job)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class CachingCompiler:
+    """Serves any number of exports, one after the other, and compiles each graph once, by a compiler that `start` makes for it.
+
+    Results are kept pickled: half a megabyte for the demo model. Leaving the context ends what is being compiled, and keeps the rest.
+    """
+
+    def __init__(self, start: "Callable[[], Compiler]" = CompilerProcess) -> None:
+        self._start = start
+        self._running: Compiler | None = None
+        self._graphs: dict[object, bytes] = {}
+        self._job: object = None
+
+    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
+        self._job = config, geometry, tuple(specs)
+        if self._job not in self._graphs:
+            self._running = self._start().__enter__()
+            self._running.submit(config, geometry, specs)
+
+    def result(self) -> Any:
+        """The stamped model, waited for. Raises what its compiler raises."""
+        if self._running is not None:
+            self._graphs[self._job] = pickle.dumps(self._running.result())
+            self._end()
+        return pickle.loads(self._graphs[self._job])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._running is not None:
+            self._running.__exit__(None, None, None)
+            self._running = None
 
 
 def _main() -> None:

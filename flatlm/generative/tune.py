@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.convert.atomic_file import atomic_output
+from flatlm.convert.worker import CachingCompiler
 from flatlm.errors import ExportError, OutputError, TextError
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.quantize.knapsack import Choice, Option, front, within
@@ -114,7 +115,7 @@ def tune(
     best = search.run()
     recipe_file = work / "recipe.json"
     write_recipe(recipe_file, best.recipe)
-    report = export(replace(request, recipe=best.recipe), prove=prove, progress=progress)
+    report = export(replace(request, recipe=best.recipe), prove=prove, progress=progress, compiler=search.judge.compiler)
     return TuneReport(best, recipe_file, tuple(search.judge.candidates), tuple(search.front), report)
 
 
@@ -167,6 +168,7 @@ class _Judged:
         cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
         signatures = [request.prefill_lengths, *cache, request.output.suffix, request.family, str(request.lora)]
         self.kept = KeyedFile(work / "candidates.json", {**key, "judged": _digest(documents), "signatures": signatures}, "files")
+        self.compiler = CachingCompiler()  # all candidates have one graph
         self.candidates: list[Candidate] = []
 
     def measure(self, recipe: Recipe, weight_bytes: int, predicted: float | None) -> Candidate:
@@ -176,7 +178,8 @@ class _Judged:
                 return candidate
         name = _digest([[rule.pattern, rule.scheme_name] for rule in recipe.rules])
         if name not in self.kept.values:
-            export(replace(self.request, recipe=recipe, output=self.file, prefill_logits=True), progress=self.progress)
+            asked = replace(self.request, recipe=recipe, output=self.file, prefill_logits=True)
+            export(asked, progress=self.progress, compiler=self.compiler)
             judged = EvaluationRequest(
                 self.file,
                 self.documents,

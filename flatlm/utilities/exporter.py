@@ -19,7 +19,7 @@ from flatlm.convert.atomic_file import atomic_output
 from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
 from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
-from flatlm.convert.worker import CompilerProcess
+from flatlm.convert.worker import Compiler, CompilerProcess
 from flatlm.errors import ExportError, OutputError, TokenizerError
 from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
@@ -124,11 +124,11 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
 
 
 def export(
-    request: ExportRequest, *, prove: Prove | None = None, progress: Progress | None = None, compiler: CompilerProcess | None = None
+    request: ExportRequest, *, prove: Prove | None = None, progress: Progress | None = None, compiler: Compiler | None = None
 ) -> ExportReport:
     """Export a checkpoint to `request.output`, which appears only when the file is whole and `prove` has accepted it.
 
-    A `compiler` that was started earlier saves the time of its imports; it is used up.
+    A `compiler` that was started earlier saves the time of its imports, one that caches that of compiling; its context is left.
     Raises a FlatlmError for bad input, VerificationFailed from `prove`; an older file at the output's path stays as it was then.
     """
     require_suffix(request.output)
@@ -210,7 +210,7 @@ def require_suffix(output: Path) -> None:
 def _write_model(
     plan: ExportPlan,
     specs: Sequence[SignatureSpec],
-    compiler: CompilerProcess,
+    compiler: Compiler,
     handle: int,
     base: int,
     clock: "_Clock",

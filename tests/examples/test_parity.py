@@ -1,6 +1,5 @@
 """Every family against transformers: tiny models, every parameter random, with and without cache, eager and exported."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flatlm.convert.decoder import stamp_decoder
+from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.verify import VerificationReport, verify
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder
@@ -49,33 +48,11 @@ def test_eager_logits_are_transformers(case: Case, tmp_path: Path) -> None:
     assert eager_error(make_reference(case, tmp_path), tmp_path) <= TOLERANCE
 
 
-class CompiledHere:
-    """Stands in for the exporter's process: compiles in this one, which has the converter loaded, and a configuration only once."""
-
-    def __init__(self) -> None:
-        self._models: dict[bytes, bytes] = {}
-        self._job = b""
-
-    def submit(self, *job: Any) -> None:
-        self._job = pickle.dumps(job)
-
-    def result(self) -> Any:
-        if self._job not in self._models:
-            self._models[self._job] = pickle.dumps(stamp_decoder(*pickle.loads(self._job)))
-        return pickle.loads(self._models[self._job])
-
-    def __enter__(self) -> "CompiledHere":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", EXPORTED, ids=str)
 def test_exported_files_are_transformers(case: Case, tmp_path: Path) -> None:
     """In float32 to 1e-4, with the same 32 greedy tokens; in int8 within the recipe's bound."""
-    compiler = CompiledHere()
+    compiler = CachingCompiler(CompilerHere)
 
     def report(recipe: str) -> VerificationReport:
         checkpoint, output = tmp_path / f"checkpoint_{recipe}", tmp_path / f"{recipe}.tflite"

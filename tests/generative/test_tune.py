@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from flatlm.commands.tune import _bytes
+from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError, OutputError, RecipeError, TextError
 from flatlm.generative import tune as module
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
@@ -148,9 +149,13 @@ def test_a_real_search_measures_files_and_goes_on_where_it_was(tmp_path, monkeyp
     exported = []
     real = module.export
     monkeypatch.setattr(module, "export", lambda asked, **more: exported.append(asked.output) or real(asked, **more))
+    compiled = []
+    submit = CompilerProcess.submit
+    monkeypatch.setattr(CompilerProcess, "submit", lambda self, *job: compiled.append(job) or submit(self, *job))
     monkeypatch.setattr(module.Sensitivity, "_inside", lambda *_: pytest.fail("measured again"))
     report = tune(request, Budget(bits=6), schemes=schemes)
     assert len(exported) == len(report.candidates), "the first candidate is not exported again, the chosen one is"
+    assert len(exported) > len(compiled) == 2, "once for all candidates, which give logits of prefill, and once for the chosen file"
     assert request.output.stat().st_size == report.export.bytes
     assert read_recipe(report.recipe_file) == report.best.recipe
     weights = 8 * report.best.weight_bytes / 1_312_768

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flatlm.cli import main
-from flatlm.convert.worker import CompilerProcess
+from flatlm.convert.worker import CachingCompiler, CompilerHere, CompilerProcess
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.verify import verify
 from flatlm.quantize import calibrate as eager
@@ -27,7 +27,6 @@ from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.recipe_file import write_recipe
 from tests.convert.test_carried_exports import WEIGHTS, in_file, part, save_checkpoint
 from tests.examples.references import Case, make_llama
-from tests.examples.test_parity import CompiledHere
 from tests.utilities.calibration.models import random_text
 
 ASSETS = Path(exporter.__file__).parents[1] / "assets"
@@ -36,8 +35,8 @@ BLOCKS, CHANNELS = get_recipe("dynamic_int4_block32"), get_recipe("dynamic_int4_
 
 
 @pytest.fixture(scope="module")
-def compiler() -> CompiledHere:
-    return CompiledHere()
+def compiler() -> CachingCompiler:
+    return CachingCompiler(CompilerHere)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ class Exports:
 
     directory: Path
     text: Path
-    compiler: CompiledHere
+    compiler: CachingCompiler
     solved: dict[str, IntegerRows] = field(default_factory=dict)
     recipe: Recipe | None = None
     divergences: dict[tuple[Path, Recipe], float] = field(default_factory=dict)
@@ -96,7 +95,7 @@ class Exports:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory, text: Path, compiler: CompiledHere) -> Iterator[Exports]:
+def exports(tmp_path_factory: pytest.TempPathFactory, text: Path, compiler: CachingCompiler) -> Iterator[Exports]:
     found = Exports(tmp_path_factory.mktemp("exports"), text, compiler)
     original = exporter.calibrate_checkpoint
 
@@ -295,7 +294,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 @pytest.mark.parametrize("recipe", ["calibrated_int4_block32", "searched_int4_block32", "static_int8"])
 @pytest.mark.parametrize("tensor", ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"])
 def test_a_weight_that_is_not_finite_leaves_nothing(
-    tensor: str, recipe: str, text: Path, compiler: CompiledHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tensor: str, recipe: str, text: Path, compiler: CachingCompiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if recipe == "searched_int4_block32":  # which is linked before a weight is read
         monkeypatch.setattr(exporter, "CONCURRENT_FROM", 0)

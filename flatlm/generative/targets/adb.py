@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from shlex import join, quote
 
-from flatlm.errors import RuntimeFileError, TargetError
+from flatlm.errors import TargetError
+from flatlm.generative.benchmarking.measure import check_request, plan_tokens
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest, Machine
 from flatlm.generative.model_file import ModelFile, read_model_file
 from flatlm.generative.targets.adb_device import ROOT, Device
@@ -17,7 +18,6 @@ from flatlm.generative.targets.benchmark_output import last_line
 from flatlm.generative.targets.device_programs import WHERE_FROM, Findings, Plan, identify
 from flatlm.generative.targets.target import Progress
 
-_PREFILL, _DECODE = 128, 64
 _THREADS = 4
 """By default, where there are as many cores: a phone's others are slow ones, on which the fast would wait. LiteRT-LM's default too."""
 _PROCESSORS = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a", 243: "riscv64"}
@@ -129,17 +129,9 @@ def _check_fit(device: Device, facts: Mapping[str, str], file: ModelFile, runner
 
 
 def _plan(file: ModelFile, request: BenchmarkRequest, *, cores: int) -> Plan:
-    """Defaults as on this machine: a prompt of 128 tokens, or half the context; 64 tokens after it."""
-    if request.runs < 1 or request.warmup < 0 or min(request.depths, default=-1) < 0:
-        raise RuntimeFileError("--runs is 1 or more, --warmup and each of --depths 0 or more")
-    room = file.cache_length - max(request.depths)
-    prefill = request.prefill or max(1, min(_PREFILL, room // 2))
-    decode = request.decode or max(1, min(_DECODE, room - prefill - 1))
-    if (needed := max(request.depths) + prefill + 1 + decode) > file.cache_length:
-        raise RuntimeFileError(
-            f"{file.path}: a depth of {max(request.depths)}, --prefill {prefill} and --decode {decode} need a context of {needed} tokens; "
-            f"it has {file.cache_length}"
-        )
+    """With the defaults and the limits of every other target."""
+    check_request(request)
+    prefill, decode = plan_tokens(request, file.cache_length)
     threads = request.threads or min(_THREADS, cores or _THREADS)
     depths = tuple(sorted(set(request.depths)))
     return Plan(file, prefill, decode, depths, request.runs, request.warmup, threads, request.weight_cache)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flatlm.errors import TargetError
+from flatlm.generative.benchmarking.measure import WARM_S
 from flatlm.generative.benchmarking.record import DepthSpeeds, Measure
 from flatlm.generative.model_file import ModelFile, SignatureSpec
 from flatlm.generative.runner import split
@@ -25,8 +26,6 @@ WHERE_FROM = (
 )
 _FLAG = re.compile(r"--(\w+)\b")
 _CACHE_FLAG = "xnnpack_weight_cache_file_path"
-_WARM_S = 0.5
-"""Clocks rise and caches fill in time, not in calls. Also the program's own default."""
 _DRAWN = 100
 """A benchmark_model that takes no values draws tokens and positions below this."""
 
@@ -162,7 +161,7 @@ class BenchmarkModel:
             "signature_to_run_for": signature.name,
             "num_threads": plan.threads,
             "warmup_runs": plan.warmup,
-            "warmup_min_secs": _WARM_S if plan.warmup else 0,
+            "warmup_min_secs": WARM_S if plan.warmup else 0,
             "num_runs": calls,
             "min_secs": 0,
             "max_secs": 86400,

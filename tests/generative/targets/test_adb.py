@@ -204,8 +204,9 @@ def test_a_hot_phone_that_saves_its_battery_is_noted(phone, request_of):
 def test_a_context_that_is_too_short(phone, request_of):
     with pytest.raises(RuntimeFileError, match=f"need a context of 51 tokens; it has {S}"):
         measure(phone, request_of, depths=(0, 26))
-    for changes in ({"runs": 0}, {"warmup": -1}, {"depths": ()}, {"depths": (-1,)}):
-        with pytest.raises(RuntimeFileError, match="--runs is 1 or more, --warmup and each of --depths 0 or more"):
+    wrong = {"--runs 0": {"runs": 0}, "--warmup -1": {"warmup": -1}, "no depth": {"depths": ()}, "--depths -1": {"depths": (-1,)}}
+    for message, changes in (wrong | {"--prefill 0": {"prefill": 0}, "--decode 0": {"decode": 0}}).items():
+        with pytest.raises(RuntimeFileError, match=message):
             measure(phone, request_of, **changes)
     record = measure(phone, request_of, prefill=None, decode=None, threads=None)
     assert (record.prefill_tokens, record.decode_tokens) == (S // 2, S // 2 - 1)

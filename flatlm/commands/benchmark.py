@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", type=int, metavar="N", help="tokens of the prompt (128, or half the cache)")
     parser.add_argument("--decode", type=int, metavar="N", help="tokens to decode (64)")
     parser.add_argument("--depths", type=lengths, default=(0,), metavar="N,N", help="tokens in the context before the prompt")
-    parser.add_argument("--runs", type=int, default=5, help="counted runs at each depth")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs at each depth; more of short ones, for 2 s")
     parser.add_argument("--warmup", type=int, default=1, help="runs before them, at least; 0: none")
     parser.add_argument("--threads", type=lengths, default=(None,), metavar="N,N", help="threads to run with, each in turn (all cores)")
     parser.add_argument("--no-weight-cache", action="store_true", help="pack the weights once for each signature, not once for all")

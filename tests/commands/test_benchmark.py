@@ -10,6 +10,7 @@ import pytest
 
 from flatlm.cli import main
 from flatlm.commands.benchmark import describe, save
+from flatlm.generative.benchmarking import measure
 from flatlm.generative.benchmarking.record import BenchmarkRecord
 from flatlm.utilities.results import read_results
 from tests.generative.benchmarking.test_record import RECORD
@@ -19,6 +20,11 @@ from tests.generative.toy_model import Toy, export_toy
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_toy(tmp_path_factory.mktemp("toy") / "toy.tflite", Toy(seed=0, prefill_logits=False).eval(), (4, 16))
+
+
+@pytest.fixture(autouse=True)
+def no_more_runs_than_asked(monkeypatch):
+    monkeypatch.setattr(measure, "MEASURED_S", 0.0)
 
 
 SHORT = ("--prefill", "8", "--decode", "4", "--runs", "2", "--warmup", "0")

@@ -1,6 +1,10 @@
-"""Speeds, times, memory and energy of one file, through a worker: warm-up, repeated runs, medians."""
+"""Speeds, times, memory and energy of one file, through a worker: warm-up, repeated runs, medians.
 
-from collections.abc import Callable, Sequence
+Runs go on for a while, however short each is: what slows a machine for half a second, a neighbour or its clock, would otherwise be
+all that the runs of a small file saw.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -8,12 +12,17 @@ from typing import Any
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest, DepthSpeeds, Measure
 from flatlm.generative.benchmarking.session import RunTimes, Session, Transport
+from flatlm.generative.benchmarking.steadiness import unsteady
 
 Progress = Callable[[str, int, int], None]
 PREFILL = 128
 DECODE = 64
 WARM_S = 0.5
 """Warm-up goes on for so long: clocks rise and caches fill in time, not in runs, and a small file's run is over in milliseconds."""
+MEASURED_S = 2.0
+"""The counted runs at a depth take at least so long together, if there are not MOST_RUNS before."""
+MOST_RUNS = 200
+"""A run of a few milliseconds is followed by as long a look at the machine."""
 LOADS = 3
 LONG_LOAD_S = 10.0
 """A file that takes longer to load is loaded once."""
@@ -41,9 +50,10 @@ def measure(transport: Transport, request: BenchmarkRequest, target: str, progre
             run = partial(session.run, depth=depth, prefill=prefill, decode=decode)
             _warm_up(run, request.warmup)
             runs[depth] = []
-            for _ in range(request.runs):
+            while len(runs[depth]) < request.runs or (len(runs[depth]) < MOST_RUNS and sum(map(_seconds, runs[depth])) < MEASURED_S):
                 runs[depth].append(run())
-                said()
+                if len(runs[depth]) <= request.runs:
+                    said()
         closed = session.close()
     loads = [opened.load_s]
     while len(loads) < LOADS and opened.load_s < LONG_LOAD_S:
@@ -66,7 +76,7 @@ def measure(transport: Transport, request: BenchmarkRequest, target: str, progre
         load_s=Measure.of(loads),
         peak_rss_bytes=closed.peak_rss_bytes,
         energy_j_per_token=Measure.of(joules) if len(joules) == len(first) else None,
-        noise=closed.noise,
+        noise=(*closed.noise, *unsteady(_series(runs), "runs")),
     )
 
 
@@ -74,9 +84,22 @@ def _warm_up(run: Callable[[], RunTimes], least: int) -> None:
     """At least so many runs; none where none was asked for."""
     seconds, done = 0.0, 0
     while done < least or (least and seconds < WARM_S):
-        times = run()
-        seconds += times.prefill_s + times.first_s + times.decode_s
+        seconds += _seconds(run())
         done += 1
+
+
+def _seconds(times: RunTimes) -> float:
+    return times.prefill_s + times.first_s + times.decode_s
+
+
+def _series(runs: Mapping[int, Sequence[RunTimes]]) -> dict[str, list[float]]:
+    """Seconds of each run's prefill and of its decode, by what they are called."""
+    series = {}
+    for depth, times in runs.items():
+        where = f" at depth {depth}" if len(runs) > 1 else ""
+        series[f"prefill{where}"] = [time.prefill_s for time in times]
+        series[f"decode{where}"] = [time.decode_s for time in times]
+    return series
 
 
 def _speeds(depth: int, times: Sequence[RunTimes], prefill: int, decode: int) -> DepthSpeeds:

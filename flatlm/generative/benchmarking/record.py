@@ -37,7 +37,7 @@ class BenchmarkRequest:
     depths: tuple[int, ...] = (0,)
     """Tokens that are in the context already when the prompt is read."""
     runs: int = 5
-    """Counted runs, after `warmup` that are not."""
+    """Counted runs at each depth, after `warmup` that are not: at least so many; more where they are short."""
     warmup: int = 1
     threads: int | None = None
     weight_cache: bool = True
@@ -93,7 +93,7 @@ class BenchmarkRecord:
     energy_j_per_token: Measure | None = None
     """Joules a decoded token, of the whole processor package or battery, idle draw included; None where the machine does not tell."""
     noise: tuple[str, ...] = ()
-    """Reasons to doubt the figures: what else ran on the machine. Empty where it was quiet."""
+    """Reasons to doubt the figures: what else ran on the machine, runs that differ. Empty where it was quiet."""
 
     @property
     def prefill_tokens_per_second(self) -> Measure | None:

@@ -13,6 +13,11 @@ from flatlm.generative.targets.open import open_target
 from tests.generative.toy_model import S
 
 
+@pytest.fixture(autouse=True)
+def no_more_runs_than_asked(monkeypatch):
+    monkeypatch.setattr(module, "MEASURED_S", 0.0)
+
+
 def test_a_real_file(tiny_file, capfd):
     seen = []
     request = BenchmarkRequest(tiny_file, prefill=16, decode=8, depths=(20, 0), runs=3, threads=1)
@@ -99,6 +104,30 @@ def test_warm_up_takes_time(tiny_file, answers, monkeypatch):
     none = BenchmarkRequest(tiny_file, prefill=8, decode=4, runs=1, warmup=0)
     answers.opened.clear()
     assert measure(local_transport(tiny_file), none, "", None).prefill_tokens_per_second.median == 32
+
+
+def test_short_runs_are_repeated_for_a_while(tiny_file, answers, monkeypatch):
+    """Runs take 1.75 s, 2.5 s, 3.25 s, 4 s."""
+    request = BenchmarkRequest(tiny_file, prefill=8, decode=4, runs=2, warmup=0)
+    steps = []
+    for least, limit, runs in ((4.0, 9, 2), (7.5, 9, 3), (7.6, 9, 4), (99.0, 3, 3), (99.0, 1, 2)):
+        monkeypatch.setattr(module, "MEASURED_S", least)
+        monkeypatch.setattr(module, "MOST_RUNS", limit)
+        answers.opened.clear()
+        record = measure(local_transport(tiny_file), request, "", lambda *step: steps.append(step))
+        assert record.prefill_tokens_per_second == Measure.of([8 / (0.25 * number) for number in range(1, runs + 1)])
+        assert record.decode_tokens_per_second.runs == record.time_to_first_token_s.runs == record.energy_j_per_token.runs == runs
+    assert steps == [("benchmark", done, 5) for done in range(1, 6)] * 5
+
+
+def test_runs_that_differ_are_told(tiny_file, answers):
+    """Times of 1 to 5 quarters of a second: the middle half is 2, the median 3."""
+    request = BenchmarkRequest(tiny_file, prefill=8, decode=4, depths=(0, 1), runs=5, warmup=0)
+    clause = "the runs were unsteady: the middle half of 5 times of prefill at depth 0 spans 67% of their median"
+    assert measure(local_transport(tiny_file), request, "", None).noise == ("a fan was loud", clause)
+    answers.opened.clear()
+    few = BenchmarkRequest(tiny_file, prefill=8, decode=4, runs=4, warmup=0)
+    assert measure(local_transport(tiny_file), few, "", None).noise == ("a fan was loud",)
 
 
 def test_a_slow_file_is_loaded_once(tiny_file, answers, monkeypatch):

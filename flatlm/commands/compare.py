@@ -11,7 +11,15 @@ from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import Measure
 from flatlm.generative.benchmarking.tables import rounded
-from flatlm.generative.comparison.compare import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_ROUNDS, MOST_TIMES, CompareRequest, compare
+from flatlm.generative.comparison.compare import (
+    DEFAULT_DECODE,
+    DEFAULT_PREFILL,
+    DEFAULT_ROUNDS,
+    FRESH_S,
+    MOST_TIMES,
+    CompareRequest,
+    compare,
+)
 from flatlm.generative.comparison.ratios import LEAST_ROUNDS, Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison
 from flatlm.generative.comparison.subject import Subject, name_subjects
@@ -34,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depths", type=base.comma_separated_lengths, default=(0,), metavar="N,...", help="tokens in the context before the prompt"
     )
-    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="in each, every file runs once; one more before warms up")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=DEFAULT_ROUNDS,
+        help=f"in each, every file has two turns in a fresh process, A B B A (%(default)s; intervals need {LEAST_ROUNDS}); "
+        f"where one takes {FRESH_S:g} s to load, one process of each serves all rounds",
+    )
     parser.add_argument(
         "--until", type=_part, metavar="5%", help=f"more rounds, up to {MOST_TIMES} times as many, until the intervals are that narrow"
     )
@@ -104,7 +118,7 @@ def describe(found: Comparison, *, markdown: bool = False) -> str:
                 for name in MEASURES
                 for cell in (_median(name, getattr(speeds, name)), _ratio(found.ratio(subject.name, name, speeds.depth)))
             ),
-            f"{subject.load_s:.2f}",
+            f"{subject.load_s.median:.2f}",
             f"{subject.peak_rss_bytes / 1e6:,.0f}",
         ]
         for subject in found.subjects

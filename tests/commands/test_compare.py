@@ -16,8 +16,9 @@ from tests.examples.references import Case, make_llama
 
 
 @pytest.fixture(autouse=True)
-def one_run_a_turn(monkeypatch):
+def one_run_a_turn_and_one_process_each(monkeypatch):
     monkeypatch.setattr(module, "TURN_S", 0.0)
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def test_files_and_recipes(checkpoint: Path, file: Path, tmp_path: Path, capsys)
         keys = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "load_s", "peak_rss_bytes")
         assert all(subject[key] > 0 for key in keys)
         assert [speeds["depth"] for speeds in subject["depths"]] == [0, 4]
-    assert found["notes"] == []  # the recipes' files have the signature that was asked for
+    (note,) = found["notes"]  # the recipes' files have the signature that was asked for
+    assert note.startswith("each subject had one process")
     assert list(read_comparisons(tmp_path)) == [found]
     assert [path.name for path in tmp_path.iterdir()] == ["found.comparison.json"]
 
@@ -84,7 +86,7 @@ def test_bad_input(arguments, message, file: Path, checkpoint: Path, capsys) -> 
 
 def comparison(ratio: Ratio, depths=(0,)) -> Comparison:
     speeds = tuple(Speeds(depth, Measure(1234.5, 1, 2, 9), Measure(56.78, 1, 2, 9), Measure(0.01234, 1, 2, 9)) for depth in depths)
-    subjects = tuple(SubjectFigures(name, f"{name}.tflite", 10, "lite", speeds, 0.5, 7_000_000) for name in "ab")
+    subjects = tuple(SubjectFigures(name, f"{name}.tflite", 10, "lite", speeds, Measure(0.5, 0.4, 0.6, 9), 7_000_000) for name in "ab")
     ratios = tuple(SubjectRatio("b", "a", name, depth, ratio) for name in MEASURES for depth in depths)
     return Comparison(subjects, ratios, 128, 64, 2, Machine("a CPU", "", 2, 0, "", ""), ("a note",), ("a reason",))
 

@@ -1,22 +1,29 @@
-"""Several files measured by turns: a process for each, all open at once, and each round lets every one run.
+"""Several files measured by turns: a process for each, all open at once, round after round.
 
 A machine's speed drifts, by heat and by what else runs; what happens slowly meets all subjects of a round alike. So figures are
-compared within a round, and rounds go alternately forwards and backwards, which cancels a drift within one. A turn of a small model
-is several runs, of which the median counts: one run of some milliseconds would tell of the scheduler, and of the last one's caches.
+compared within a round, in which every subject has a turn forwards and a turn backwards, A B B A: a drift cancels in their mean. A
+turn of a small model is several runs, of which the median counts: one run of some milliseconds would tell of the scheduler, and of
+the last one's caches.
+
+A process keeps for its life what the placement of its memory makes of it (pages, caches): two copies of one file can differ by
+several percent for as long as they run. Rounds in the same processes share that, and an interval over them would not know of it. So
+each round has fresh processes, warmed up anew, and rounds are the independent values that `ratios.py` asks for. Where that would cost
+more than it tells (FRESH_S), one process of each subject serves all rounds, and the notes say what the intervals then leave out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.machine import this_machine
 from flatlm.generative.benchmarking.record import Measure
-from flatlm.generative.benchmarking.session import Closed, Opened, RunTimes, Session
+from flatlm.generative.benchmarking.session import RunTimes, Session
+from flatlm.generative.benchmarking.steadiness import unsteady
+from flatlm.generative.comparison.processes import Processes, noise
 from flatlm.generative.comparison.ratios import Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison, Speeds, SubjectFigures, SubjectRatio
 from flatlm.generative.comparison.subject import Subject
@@ -26,10 +33,12 @@ from flatlm.generative.runner import available_cores, split
 
 DEFAULT_PREFILL = 128
 DEFAULT_DECODE = 64
-DEFAULT_ROUNDS = 10
-"""Even, so that as many go forwards as backwards, and enough that one bad round does not widen the interval."""
-TURN_S = 0.5
+DEFAULT_ROUNDS = 9
+"""The fewest of which one bad round does not widen the interval."""
+TURN_S = 0.25
 """A turn ends with the run in which it gets so long."""
+FRESH_S = 2.0
+"""Processes are fresh in each round where every subject is ready in less: its file loaded, its context filled."""
 MOST_TIMES = 5
 """Rounds that `until` may add up to, as a multiple of those asked for."""
 
@@ -49,7 +58,7 @@ class CompareRequest:
     depths: tuple[int, ...] = (0,)
     """Tokens that are in the context already when the prompt is read."""
     rounds: int = DEFAULT_ROUNDS
-    """That count, for each depth; one more before them warms up."""
+    """For each depth; in each, every subject has two turns, after one that warms up where its process is fresh."""
     until: float | None = None
     """Go on until every interval of a speed's ratio is within so large a part of it (0.05: 5 %), but at most MOST_TIMES the rounds."""
     threads: int | None = None
@@ -73,19 +82,27 @@ class _Plan:
         return self.depths[-1] + self.prefill + 1 + self.decode
 
 
+@dataclass
+class _Rounds:
+    """Those of one depth."""
+
+    times: list[list[RunTimes]]
+    """For each subject, what each round gave."""
+    fresh: bool = True
+    """Each in processes of its own."""
+
+
 def compare(request: CompareRequest, progress: Progress | None = None) -> Comparison:
     """Measures. Raises RuntimeFileError for what cannot be run, does not fit, or asks for too much memory."""
     plan = _plan(request)
     _require_memory(request.subjects, plan.files)
     threads = available_cores() if request.threads is None else request.threads
     report = progress or (lambda stage, done, total: None)
-    with ExitStack() as stack:
-        transports = [subject.transport(context=plan.context, llama_cpp_python=request.llama_cpp_python) for subject in request.subjects]
-        sessions = [stack.enter_context(Session(transport)) for transport in transports]
-        opened = [session.open(threads=threads) for session in sessions]
-        times = {depth: _rounds(sessions, request, plan, depth, report) for depth in plan.depths}
-        closed = [session.close() for session in sessions]
-    return _comparison(request, plan, times, opened, closed)
+    transports = [subject.transport(context=plan.context, llama_cpp_python=request.llama_cpp_python) for subject in request.subjects]
+    with Processes(transports, threads) as processes:
+        rounds = {depth: _rounds(processes, request, plan, depth, report) for depth in plan.depths}
+        processes.end()
+    return _comparison(request, plan, rounds, processes)
 
 
 def _plan(request: CompareRequest) -> _Plan:
@@ -140,22 +157,37 @@ def _least_bytes(subject: Subject, file: ModelFile | None) -> int:
     return file.size + sum(int(np.prod(spec.shape)) * spec.dtype.itemsize for spec in caches)
 
 
-def _rounds(sessions: Sequence[Session], request: CompareRequest, plan: _Plan, depth: int, report: Progress) -> list[list[RunTimes]]:
-    """For each subject, what each round that counts gave."""
-    times: list[list[RunTimes]] = [[] for _ in sessions]
+def _rounds(processes: Processes, request: CompareRequest, plan: _Plan, depth: int, report: Progress) -> _Rounds:
+    """All of one depth."""
+    found = _Rounds([[] for _ in request.subjects])
     most = request.rounds if request.until is None else MOST_TIMES * request.rounds
-    for number in range(most + 1):
-        report(f"rounds at depth {depth}", number, most + 1)
-        order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
+    forwards = range(len(request.subjects))
+    for number in range(most):
+        report(f"rounds at depth {depth}", number, most)
+        order = forwards if number % 2 == 0 else forwards[::-1]
+        if not processes.sessions:
+            processes.start(order)
+        if number == 0 or found.fresh:
+            for index in order:
+                _turn(processes.sessions[index], plan, depth)
+        turns = [(index, _turn(processes.sessions[index], plan, depth)) for index in (*order, *order[::-1])]
         for index in order:
-            took = _turn(sessions[index], plan, depth)
-            if number:  # the first warms up
-                times[index].append(took)
-        whole = number >= request.rounds and number % 2 == 0
-        if request.until is not None and whole and _widest(times, plan) <= request.until:
+            found.times[index].append(_mean([took for whose, took in turns if whose == index]))
+        if number == 0:
+            found.fresh = _ready_s(processes, found, plan, depth) < FRESH_S
+        if found.fresh:
+            processes.end()
+        if request.until is not None and number + 1 >= request.rounds and _widest(found.times, plan) <= request.until:
             break
-    report(f"rounds at depth {depth}", most + 1, most + 1)
-    return times
+    report(f"rounds at depth {depth}", most, most)
+    return found
+
+
+def _ready_s(processes: Processes, found: _Rounds, plan: _Plan, depth: int) -> float:
+    """Of the slowest subject: seconds to load its file, and to fill its context at the speed of its prompt."""
+    return max(
+        opened[-1].load_s + depth * times[-1].prefill_s / plan.prefill for opened, times in zip(processes.opened, found.times, strict=True)
+    )
 
 
 def _turn(session: Session, plan: _Plan, depth: int) -> RunTimes:
@@ -167,6 +199,16 @@ def _turn(session: Session, plan: _Plan, depth: int) -> RunTimes:
         prefill_s=median(run.prefill_s for run in runs),
         first_s=median(run.first_s for run in runs),
         decode_s=median(run.decode_s for run in runs),
+        energy_j=None,
+    )
+
+
+def _mean(turns: Sequence[RunTimes]) -> RunTimes:
+    """A drift that adds as much to each turn as to the last is in the mean of both ways the same for all subjects."""
+    return RunTimes(
+        prefill_s=fmean(turn.prefill_s for turn in turns),
+        first_s=fmean(turn.first_s for turn in turns),
+        decode_s=fmean(turn.decode_s for turn in turns),
         energy_j=None,
     )
 
@@ -187,27 +229,21 @@ def _figures(rounds: Sequence[RunTimes], plan: _Plan) -> dict[str, list[float]]:
     }
 
 
-def _comparison(
-    request: CompareRequest,
-    plan: _Plan,
-    times: Mapping[int, Sequence[Sequence[RunTimes]]],
-    opened: Sequence[Opened],
-    closed: Sequence[Closed],
-) -> Comparison:
-    subjects = request.subjects
-    figures = {depth: [_figures(rounds, plan) for rounds in times[depth]] for depth in plan.depths}
+def _comparison(request: CompareRequest, plan: _Plan, rounds: Mapping[int, _Rounds], processes: Processes) -> Comparison:
+    subjects, opened, closed = request.subjects, processes.opened, processes.closed
+    figures = {depth: [_figures(times, plan) for times in rounds[depth].times] for depth in plan.depths}
     return Comparison(
         subjects=tuple(
             SubjectFigures(
                 name=subject.name,
                 file=subject.file.name,
                 file_bytes=subject.file.stat().st_size,
-                runtime=closed[index].machine.runtime,
+                runtime=closed[index][-1].machine.runtime,
                 depths=tuple(
                     Speeds(depth, **{name: Measure.of(values) for name, values in figures[depth][index].items()}) for depth in plan.depths
                 ),
-                load_s=opened[index].load_s,
-                peak_rss_bytes=closed[index].peak_rss_bytes,
+                load_s=Measure.of([start.load_s for start in opened[index]]),
+                peak_rss_bytes=max(end.peak_rss_bytes for end in closed[index]),
             )
             for index, subject in enumerate(subjects)
         ),
@@ -220,13 +256,34 @@ def _comparison(
         ),
         prefill_tokens=plan.prefill,
         decode_tokens=plan.decode,
-        threads=opened[0].threads,
+        threads=opened[0][0].threads,
         machine=this_machine(),
-        notes=tuple(_notes(plan, subjects)),
-        noise=tuple(
-            f"while {subject.name} ran, {'; '.join(end.noise)}" for subject, end in zip(subjects, closed, strict=True) if end.noise
-        ),
+        notes=(*_notes(plan, subjects), *_kept(rounds)),
+        noise=tuple(clause for index, subject in enumerate(subjects) for clause in noise(subject.name, closed[index]))
+        + unsteady(_series(subjects, rounds), "rounds"),
     )
+
+
+def _series(subjects: Sequence[Subject], rounds: Mapping[int, _Rounds]) -> dict[str, list[float]]:
+    """Seconds of each round's prefill and of its decode, by what they are called."""
+    series = {}
+    for depth, found in rounds.items():
+        where = f" at depth {depth}" if len(rounds) > 1 else ""
+        for subject, times in zip(subjects, found.times, strict=True):
+            series[f"{subject.name}'s prefill{where}"] = [time.prefill_s for time in times]
+            series[f"{subject.name}'s decode{where}"] = [time.decode_s for time in times]
+    return series
+
+
+def _kept(rounds: Mapping[int, _Rounds]) -> list[str]:
+    kept = [depth for depth, found in rounds.items() if not found.fresh]
+    if not kept:
+        return []
+    where = f" at depth {', '.join(map(str, kept))}" if len(kept) < len(rounds) else ""
+    return [
+        f"each subject had one process for all rounds{where}, since it takes {FRESH_S:g} s or more to be ready: the intervals leave out "
+        "what a process keeps for its life (the placement of its memory), which can be some percent"
+    ]
 
 
 def _notes(plan: _Plan, subjects: Sequence[Subject]) -> list[str]:

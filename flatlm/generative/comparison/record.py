@@ -32,14 +32,15 @@ class SubjectFigures:
     runtime: str
     """What ran it, such as `ai-edge-litert 2.3.0`."""
     depths: tuple[Speeds, ...]
-    load_s: float
-    """Opening the file once, its weights packed anew, the runtime imported."""
+    load_s: Measure
+    """Opening the file, its weights packed anew, the runtime imported; of each of its processes."""
     peak_rss_bytes: int
-    """Of its process, mapped files included."""
+    """Of its process, mapped files included; the largest of several."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: medians at the smallest depth stand under the measures' names at the top."""
-        return asdict(self) | {name: getattr(self.depths[0], name).median for name in MEASURES}
+        """For JSON: medians at the smallest depth stand under the measures' names at the top; loading's spread under `spread`."""
+        medians = {name: getattr(self.depths[0], name).median for name in MEASURES} | {"load_s": self.load_s.median}
+        return asdict(self) | medians | {"spread": {"load_s": asdict(self.load_s)}}
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Comparison:
     threads: int
     machine: Machine
     notes: tuple[str, ...]
-    """What is not equal between the subjects."""
+    """What is not equal between the subjects, or not in the intervals."""
     noise: tuple[str, ...]
-    """Reasons to doubt the figures: what else ran on the machine. Empty where it was quiet."""
+    """Reasons to doubt the figures: what else ran on the machine, rounds that differ. Empty where it was quiet."""
 
     def ratio(self, subject: str, measure: str, depth: int) -> Ratio | None:
         """None for the first subject."""

@@ -99,6 +99,7 @@ def test_a_file_that_is_no_model(tmp_path, llama_python):
 
 def test_it_takes_turns_with_a_tflite_file(file, tiny_file, llama_python, monkeypatch):
     monkeypatch.setattr(module, "TURN_S", 0.0)
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
     subjects = name_subjects([tiny_file, file])
     found = compare(CompareRequest(subjects, decode=4, rounds=6, threads=1, llama_cpp_python=llama_python))
     assert [subject.runtime.partition(" ")[0] for subject in found.subjects] == ["ai-edge-litert", "llama-cpp-python"]

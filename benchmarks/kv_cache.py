@@ -1,6 +1,6 @@
 """What smaller KV caches cost and save: float32, float16 and int8 side by side.
 
-    python -m benchmarks.kv_cache [--context 4096] [--layers 4] [--rounds 12]
+    python -m benchmarks.kv_cache [--context 4096] [--layers 4] [--rounds 9]
 
 Speed and memory: random weights of a 1B model's shape with few layers, dynamic_int8; the files take turns as in `flatlm compare`. Quality:
 the demo model in float32, on text it never saw, each token read by `decode`, or all of them by a prefill. Prints Markdown tables.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.random_checkpoint import write_checkpoint
-from flatlm.generative.comparison.compare import CompareRequest, compare
+from flatlm.generative.comparison.compare import DEFAULT_ROUNDS, CompareRequest, compare
 from flatlm.generative.comparison.ratios import Ratio
 from flatlm.generative.comparison.subject import name_subjects
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         print("| shape | cache | its size, MB | decode, ms/token (min) | ratio | prefill of 128, ms (min) | ratio | peak memory, MB |")
@@ -76,8 +76,8 @@ def _speed(place: Path, name: str, shape: dict[str, int], args: argparse.Namespa
             speed, ratio = getattr(subject.depths[0], measure), found.ratio(subject.name, measure, 0)
             row += [f"{1e3 * tokens / speed.median:.2f} ({1e3 * tokens / speed.maximum:.2f})", _inverse(ratio)]
         print(f"| {' | '.join([*row, f'{subject.peak_rss_bytes / 1e6:.0f}'])} |", flush=True)
-    for reason in found.noise:
-        print(f"not quiet: {reason}", file=sys.stderr)
+    for reason in (*found.notes, *found.noise):
+        print(reason, file=sys.stderr)
 
 
 def _inverse(ratio: Ratio | None) -> str:

@@ -152,8 +152,8 @@ def test_what_each_process_saw_is_told_once(scripted):
     machines, request = scripted(100.0, 200.0)
     machines.slower = 1.0
     machines.noise = {
-        (1, 2): ("others took 7% of a core", "it is hot"),
-        (1, 3): ("others took 1,012% of a core",),
+        (1, 2): ("others took 1,012% of a core", "it is hot"),
+        (1, 3): ("others took 7% of a core",),
         (1, 4): ("others took 8%",),
     }
     assert compare(request).noise == (
@@ -208,6 +208,7 @@ def test_until_the_intervals_are_narrow(scripted):
     assert all(item.ratio.half_width <= 0.01 for item in found.ratios)
     machines.order.clear()
     assert compare(replace(request, until=0.0001)).ratios[0].ratio.rounds == 30
+    assert compare(replace(request, until=0.5)).ratios[0].ratio.rounds == 6
 
 
 def test_a_short_run_is_repeated_in_its_turn(scripted, monkeypatch):

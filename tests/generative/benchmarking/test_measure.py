@@ -130,6 +130,17 @@ def test_runs_that_differ_are_told(tiny_file, answers):
     assert measure(local_transport(tiny_file), few, "", None).noise == ("a fan was loud",)
 
 
+def test_prefill_and_decode_are_told_apart():
+    runs = [RunTimes(1.0, 2.0, 3.0, None), RunTimes(4.0, 5.0, 6.0, None)]
+    assert module._series({0: runs}) == {"prefill": [1.0, 4.0], "decode": [3.0, 6.0]}
+    assert list(module._series({0: runs, 8: runs})) == [
+        "prefill at depth 0",
+        "decode at depth 0",
+        "prefill at depth 8",
+        "decode at depth 8",
+    ]
+
+
 def test_a_slow_file_is_loaded_once(tiny_file, answers, monkeypatch):
     monkeypatch.setattr(answers, "load_s", (11.0,))
     assert measure(local_transport(tiny_file), BenchmarkRequest(tiny_file), "", None).load_s == Measure(11.0, 11.0, 11.0, 1)

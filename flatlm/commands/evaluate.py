@@ -2,18 +2,22 @@
 
 import argparse
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flatlm.commands import base
-from flatlm.errors import TextError
-from flatlm.generative.evaluation.evaluate import GREEDY_PROMPTS, EvaluationReport, EvaluationRequest, evaluate
+from flatlm.errors import RuntimeFileError, TextError
+from flatlm.generative.evaluation.evaluate import GREEDY_PROMPTS, EvaluationReport, EvaluationRequest, default_stride, evaluate
 from flatlm.generative.evaluation.reference_cache import TOP
+from flatlm.generative.harness.request import TaskRequest
+from flatlm.generative.harness.tasks import TaskResults, require_tasks, run_tasks
 from flatlm.generative.model_file import ModelFile, read_model_file
-from flatlm.utilities.documents import read_documents
-from flatlm.utilities.results import save_result
+from flatlm.utilities.documents import OWN_TEXT, read_documents
+from flatlm.utilities.results import save_evaluation, save_result
 
-OWN_TEXT = Path(__file__).parents[1] / "assets" / "demo_text" / "held_out.json"
+if TYPE_CHECKING:
+    from flatlm.generative.layer_errors import LayerErrors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,46 +40,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reference.add_argument("--greedy-prompts", type=int, default=GREEDY_PROMPTS, metavar="N", help="beginnings to continue greedily")
     reference.add_argument("--reference-cache", type=Path, metavar="DIR", help="where what the reference says is kept (the user's cache)")
     reference.add_argument("--reference-top", type=int, default=TOP, metavar="K", help="tokens kept of each distribution; 0 keeps nothing")
+    reference.add_argument("--layers", action="store_true", help="the error of each layer too, on the text's first tokens")
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument("--tasks", type=_names, metavar="A,B", help="tasks of lm-evaluation-harness, or groups of them (`lm_eval ls tasks`)")
+    tasks.add_argument("--limit", type=_limit, metavar="N", help="questions of each task, or a part of them where below 1 (all)")
+    tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question (the task's own number)")
+    tasks.add_argument("--include-path", type=Path, metavar="DIR", help="a folder of your own tasks")
+    tasks.add_argument("--apply-chat-template", action="store_true", help="ask in the form of a conversation")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where it is saved as it goes (the user's cache)")
-    parser.add_argument("--save", action="store_true", help="write FILE.evaluation.json, for flatlm report")
+    parser.add_argument("--save", action="store_true", help="write FILE.evaluation.json and FILE.layers.json, for flatlm report")
 
 
 def run(args: argparse.Namespace) -> int:
-    report = evaluate_text(args)
-    if args.save:
-        save_result(args.file, "evaluation", report.to_dict())
+    tasks = task_request(args)
+    text = None
+    if args.text is not None or args.checkpoint is not None:
+        text = read_documents(args.text or OWN_TEXT)
+    elif tasks is None:
+        raise TextError("there is nothing to evaluate: give --text FILE, --checkpoint DIR or --tasks NAMES")
+    if args.layers and args.checkpoint is None:
+        raise RuntimeFileError("--layers: layers are compared with the checkpoint's, so give --checkpoint DIR too")
+    model = read_model_file(args.file)
+    if text is not None and tasks is not None:
+        require_tasks(tasks)
+    _say_how_to_be_faster(model)
+    found: dict[str, Any] = {}
+    if text is not None:
+        report = evaluate_text(args, text, model)
+        found |= _told(args, report.to_dict(), describe(report))
+    if tasks is not None:
+        with base.progress_bar() as progress:
+            where = {"tokenizer": args.tokenizer, "checkpoint": args.checkpoint, "work": args.work}
+            results = run_tasks(args.file, tasks, **where, progress=progress)
+        found |= _told(args, results.to_evaluation(), describe_tasks(results))
+    if args.layers and text is not None:
+        from flatlm.generative.layer_errors import layer_errors_on_text
+
+        errors = layer_errors_on_text(args.file, args.checkpoint, text, lora=args.lora, tokenizer=args.tokenizer)
+        found["layers"] = errors.to_dict()
+        if args.save:
+            save_result(args.file, "layers", errors.to_dict())
+        if not args.json:
+            print(describe_layers(errors))
     if args.json:
-        base.print_json(report.to_dict())
-    else:
-        print(describe(report))
+        base.print_json(found)
     return 0
 
 
-def evaluate_text(args: argparse.Namespace) -> EvaluationReport:
-    if args.text is None and args.checkpoint is None:
-        raise TextError("there is nothing to evaluate: give --text FILE, --checkpoint DIR or --tasks NAMES")
-    text = args.text or OWN_TEXT
+def task_request(args: argparse.Namespace) -> TaskRequest | None:
+    """None where no task is asked for. Raises TextError for what is about tasks then."""
+    if args.tasks is not None:
+        return TaskRequest(args.tasks, args.num_fewshot, args.limit, args.include_path, args.apply_chat_template)
+    for name in ("num_fewshot", "limit", "include_path", "apply_chat_template"):
+        if getattr(args, name) not in (None, False):
+            raise TextError(f"--{name.replace('_', '-')} is about tasks: name them with --tasks A,B")
+    return None
+
+
+def evaluate_text(args: argparse.Namespace, documents: list[str], model: ModelFile) -> EvaluationReport:
+    stride = args.stride
+    if stride is None and args.text is not None:
+        stride = default_stride(args.text, args.context or model.cache_length)
     request = EvaluationRequest(
         args.file,
-        read_documents(text),
+        documents,
         args.checkpoint,
         args.lora,
         args.against,
         args.tokenizer,
         args.context,
-        args.stride,
+        stride,
         args.max_tokens,
         args.greedy_prompts,
         args.work,
         args.reference_cache,
         args.reference_top,
     )
-    model = read_model_file(args.file)
-    if text.suffix == ".txt" and args.stride is None:
-        request = replace(request, stride=max(1, (args.context or model.cache_length) // 2))
-    _say_how_to_be_faster(model)
     with base.progress_bar() as progress:
         return evaluate(request, progress=progress)
+
+
+def _told(args: argparse.Namespace, found: dict[str, Any], description: str) -> dict[str, Any]:
+    """Saved and shown as soon as it is known: what comes after it may fail."""
+    if args.save:
+        save_evaluation(args.file, found)
+    if not args.json:
+        print(description, flush=True)
+    return found
 
 
 def _say_how_to_be_faster(model: ModelFile) -> None:
@@ -115,3 +166,41 @@ def describe(report: EvaluationReport) -> str:
             f"a little more, at most {kept.mean_kl_most:.3g}{missed}; --reference-top 0 runs it again"
         )
     return "\n".join(lines)
+
+
+def describe_tasks(results: TaskResults) -> str:
+    rows = [
+        [task, metric, f"{value:.4f}", _error(metrics, metric), str(results.shots.get(task, "")), str(results.samples.get(task, ""))]
+        for task, metrics in results.tasks.items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr")
+    ]
+    known = f", {results.found:,} of them answered before or asked twice" if results.found else ""
+    ending = f"lm_eval {results.lm_eval}: {results.requests:,} requests{known}"
+    return "\n".join([base.table(["task", "metric", "score", "standard error", "examples", "questions"], rows), ending])
+
+
+def _error(metrics: Mapping[str, float], metric: str) -> str:
+    error = metrics.get(f"{metric}_stderr")
+    return "" if error is None else f"{error:.4f}"
+
+
+def describe_layers(errors: "LayerErrors") -> str:
+    rows = [[str(layer), f"{keys:.3g}", f"{values:.3g}"] for layer, keys, values in errors.layers]
+    rows.append(["logits", f"{errors.logits_error:.3g}", ""])
+    explained = f"error of each layer over {errors.tokens} tokens, as a part of the root mean square of the checkpoint's values:"
+    return "\n".join([explained, base.table(["layer", "keys", "values"], rows)])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _limit(text: str) -> int | float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value < 1 or (value >= 1 and value.is_integer()):
+        return int(value) if value >= 1 else value
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of questions nor a part of them between 0 and 1")

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(report: "SweepReport") -> str:
     several = len({speed.target for cell in report.cells for speed in cell.speeds}) > 1
+    asked = list(dict.fromkeys((score.task, score.metric) for cell in report.cells for score in cell.scores))
     headers = [
         "model",
         "recipe",
@@ -54,12 +55,14 @@ def describe(report: "SweepReport") -> str:
         "MB",
         "KL",
         "perplexity",
+        *(f"{task} {metric}" for task, metric in asked),
         "prefill/s",
         "decode/s",
         "",
     ]
     rows = []
     for cell in report.cells:
+        scores = {(score.task, score.metric): f"{score.score:.4g}" for score in cell.scores}
         for speed in cell.speeds or (None,):
             rows.append(
                 [
@@ -71,6 +74,7 @@ def describe(report: "SweepReport") -> str:
                     "" if cell.bytes is None else f"{cell.bytes / 1e6:,.2f}",
                     "" if cell.mean_kl is None else f"{cell.mean_kl:.3g}",
                     "" if cell.perplexity is None else f"{cell.perplexity:.4g}",
+                    *(scores.get(column, "") for column in asked),
                     _rate(speed.prefill_tokens_per_second if speed else None),
                     _rate(speed.decode_tokens_per_second if speed else None),
                     cell.state,

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError, TextError
+from flatlm.generative.file_tokenizer import file_tokenizer
+from flatlm.generative.model_file import read_model_file
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import require_its_adapter
 from flatlm.layers.kv_cache import KEY_UNIT, VALUE_UNIT, Cache, empty_caches
@@ -57,9 +59,27 @@ def layer_errors(file: Path, checkpoint: Path, ids: Sequence[int], *, lora: Path
         return compare_layers(runner, build_model(checkpoint, kv_cache_max_len=runner.cache_length, lora=lora), ids)
 
 
-def text_ids(checkpoint: Path, documents: Sequence[str], *, tokens: int = DEFAULT_TOKENS) -> list[int]:
-    """The first so many tokens of the documents, one after the other. Raises TextError, TokenizerError."""
-    tokenizer, ids = Tokenizer.load(checkpoint), list[int]()
+def layer_errors_on_text(
+    file: Path,
+    checkpoint: Path,
+    documents: Sequence[str],
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    lora: Path | None = None,
+    tokenizer: Path | None = None,
+) -> LayerErrors:
+    """The same on the first so many tokens of a text, as far as the file's context goes.
+
+    `tokenizer`: its directory; by default the bundle's own, else the checkpoint's. Raises TextError and TokenizerError, too.
+    """
+    room = read_model_file(file).cache_length
+    ids = text_ids(file_tokenizer(file, tokenizer, checkpoint), documents, tokens=min(tokens, room))
+    return layer_errors(file, checkpoint, ids, lora=lora)
+
+
+def text_ids(tokenizer: Tokenizer, documents: Sequence[str], *, tokens: int = DEFAULT_TOKENS) -> list[int]:
+    """The first so many tokens of the documents, one after the other. Raises TextError."""
+    ids = list[int]()
     for document in documents:
         ids += encode_document(document, tokenizer, tokenizer.vocab_size)
         if len(ids) >= tokens:

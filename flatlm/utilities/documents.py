@@ -10,6 +10,8 @@ from flatlm.errors import TextError
 from flatlm.utilities.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".json", ".jsonl")
+OWN_TEXT = Path(__file__).parents[1] / "assets" / "demo_text" / "held_out.json"
+"""Stories that ship with FlatLM, for where no text is given."""
 
 
 @dataclass(frozen=True)

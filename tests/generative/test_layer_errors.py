@@ -18,6 +18,7 @@ from flatlm.layers.config import CacheDtype
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import RECIPES
+from flatlm.utilities.tokenizer import Tokenizer
 from tests.models import InMemory, export_fast, random_decoder, tiny_config
 
 LENGTH = 48
@@ -133,5 +134,5 @@ def test_another_model_s_checkpoint_and_too_short_a_text_are_said(stamped, tmp_p
 
 
 def test_text_is_cut_to_the_tokens_asked_for():
-    ids = text_ids(ASSETS / "demo_model", ["Once upon a time", "there was a cat"], tokens=6)
+    ids = text_ids(Tokenizer.load(ASSETS / "demo_model"), ["Once upon a time", "there was a cat"], tokens=6)
     assert len(ids) == 6

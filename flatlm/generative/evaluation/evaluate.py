@@ -141,6 +141,11 @@ def measure(subject: Subject, pieces: Sequence[Piece], *, reference: Reference |
     return report if reference is None else replace(report, against=reference.name, divergence=divergence(scored))
 
 
+def default_stride(text: Path, context: int) -> int | None:
+    """Where nobody says: a .txt is one long text, read in windows that overlap by half; of documents each one's first window is read."""
+    return max(1, context // 2) if text.suffix == ".txt" else None
+
+
 def encoded(documents: Sequence[str], tokenizer: Tokenizer, *, vocab_size: int) -> list[list[int]]:
     """Each document's ids. Raises TextError, with the document's number, where there is nothing to foretell."""
     if not documents:

@@ -2,7 +2,8 @@
 
 import fcntl
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -18,6 +19,21 @@ def journal_directory() -> Path:
     return cache_directory() / "evaluations"
 
 
+@contextmanager
+def work_folder(directory: Path, key: str) -> Iterator[Path | None]:
+    """A folder for what a long run saves as it goes: it goes when the run has finished, and stays where that was ended before.
+
+    None where another process is at the very same run. Raises OutputError where it cannot be written.
+    """
+    folder, lock = _open(directory, key, "lock")
+    if lock is None:
+        yield None
+        return
+    with lock:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Journal:
     """The windows' tokens, one window after the other. Without a file, nothing is kept."""
 
@@ -29,18 +45,8 @@ class Journal:
     @classmethod
     def open(cls, directory: Path, key: str) -> Self:
         """Where another process is at the very same evaluation, one that keeps nothing. Raises OutputError where it cannot be written."""
-        folder = directory / key
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / "tokens").open("a+b")
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --work folder") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return cls()
-        return cls(folder, file)
+        folder, file = _open(directory, key, "tokens")
+        return cls() if file is None else cls(folder, file)
 
     def read(self, counts: list[int]) -> list[Tokens]:
         """The first windows' tokens, given each window's number of them: as many as are whole. What follows is dropped."""
@@ -75,3 +81,19 @@ class Journal:
         self._file = None
         if finished and self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _open(directory: Path, key: str, name: str) -> tuple[Path, IO[bytes] | None]:
+    """The folder of a run, and the file in it that this process has locked; None where another one has."""
+    folder = directory / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a+b")
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --work folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return folder, None
+    return folder, file

@@ -1,5 +1,7 @@
 """Scores of an exported file in tasks of EleutherAI's lm-evaluation-harness (hellaswag, arc_easy, ..., or one's own)."""
 
+import hashlib
+import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +16,14 @@ from urllib.parse import urlsplit
 
 from flatlm.convert.quiet import quiet
 from flatlm.errors import FlatlmError, RuntimeFileError, TextError
+from flatlm.generative.evaluation.journal import journal_directory, work_folder
 from flatlm.generative.evaluation.scoring import Progress
+from flatlm.generative.harness.request import TaskRequest
 
 if TYPE_CHECKING:
     from flatlm.generative.harness.model import FlatlmLM
 
-__all__ = ["TaskResults", "evaluate_tasks"]
+__all__ = ["TaskRequest", "TaskResults", "evaluate_tasks", "harness_version", "require_tasks", "run_tasks"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,51 @@ class TaskResults:
     """How many of them an earlier run had answered, or were asked twice."""
     scored_by_prefill: bool
     """False: the file was exported without --prefill-logits, so that each token took a decode step."""
+    chat_template: bool
+    """Whether questions were asked in the form of a conversation."""
     lm_eval: str
     """The harness's version."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def to_evaluation(self) -> dict[str, Any]:
+        """The same for an evaluation's JSON, where the scores stand beside the perplexity: `tasks`, and the rest as `task_runs`."""
+        rest = self.to_dict()
+        return {"tasks": rest.pop("tasks"), "task_runs": rest}
+
+
+def run_tasks(
+    file: Path,
+    request: TaskRequest,
+    *,
+    tokenizer: Path | None = None,
+    checkpoint: Path | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> TaskResults:
+    """`evaluate_tasks`, with a folder of its own in `work` (by default in the user's cache), which goes when it has finished.
+
+    The same call goes on where an earlier one was ended. The tokenizer is that of the directory `tokenizer`, else the bundle's own, else
+    the checkpoint's. Raises what `evaluate_tasks` does, and OutputError where `work` cannot be written.
+    """
+    if tokenizer is None and file.suffix != ".litertlm":
+        tokenizer = checkpoint
+    asked = [str(path and path.absolute()) for path in (file, tokenizer)], asdict(request)
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    with work_folder(work or journal_directory(), f"tasks-{key}") as folder:
+        return evaluate_tasks(
+            file,
+            request.names,
+            tokenizer=tokenizer,
+            limit=request.limit,
+            num_fewshot=request.num_fewshot,
+            apply_chat_template=request.apply_chat_template,
+            include_path=request.include_path,
+            work=folder,
+            progress=progress,
+        )
 
 
 def evaluate_tasks(
@@ -72,12 +115,7 @@ def evaluate_tasks(
 
     Raises RuntimeFileError, TokenizerError, and TextError for tasks that are not known or whose data cannot be had.
     """
-    if not tasks:
-        raise TextError("no task was named; `lm_eval ls tasks` lists what the harness has")
-    if limit is not None and limit <= 0:
-        raise TextError(f"a limit of {limit:g} questions: ask at least one")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise TextError(f"{num_fewshot} examples before each question: it is 0 or more")
+    _require_possible(tasks, limit, num_fewshot)
     require_harness()
     with quiet(), _offline_where_unreachable():
         from lm_eval.evaluator import simple_evaluate
@@ -96,15 +134,30 @@ def evaluate_tasks(
                 "fewshot_as_multiturn": apply_chat_template,
                 "log_samples": False,
             }
-            return _results(_run(model, simple_evaluate, list(tasks), {**settings, **(harness_args or {})}), model)
+            found = _run(model, simple_evaluate, list(tasks), {**settings, **(harness_args or {})})
+            return _results(found, model, chat_template=apply_chat_template)
         finally:
             model.close()
 
 
-def require_harness() -> None:
-    """RuntimeFileError, with the way out, where lm_eval is missing or cannot be imported."""
+def harness_version() -> str:
+    """RuntimeFileError, with the way out, where lm_eval is not installed. Nothing is loaded."""
     if find_spec("lm_eval") is None:
         raise RuntimeFileError("tasks need lm_eval: pip install 'flatlm[lm-eval]'")
+    return version("lm_eval")
+
+
+def require_tasks(request: TaskRequest) -> None:
+    """What can be wrong with a request is found before any work, but for its data. Raises RuntimeFileError and TextError."""
+    _require_possible(request.names, request.limit, request.num_fewshot)
+    require_harness()
+    with quiet(), _offline_where_unreachable():
+        _task_manager(request.names, request.include_path)
+
+
+def require_harness() -> None:
+    """RuntimeFileError, with the way out, where lm_eval is missing or cannot be imported."""
+    harness_version()
     try:
         with quiet():
             import lm_eval.evaluator  # noqa: F401
@@ -112,6 +165,15 @@ def require_harness() -> None:
         # lm_eval 0.4.12 and 0.4.13 use what typing_extensions has since 4.13, and do not say so; LiteRT's converter wants an older one.
         installed = ", ".join(f"{name} {version(name)}" for name in ("lm_eval", "typing_extensions"))
         raise RuntimeFileError(f"{installed} cannot be used together ({error}): pip install 'lm-eval==0.4.11'") from error
+
+
+def _require_possible(tasks: Sequence[str], limit: int | float | None, num_fewshot: int | None) -> None:
+    if not tasks:
+        raise TextError("no task was named; `lm_eval ls tasks` lists what the harness has")
+    if limit is not None and limit <= 0:
+        raise TextError(f"a limit of {limit:g} questions: ask at least one")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise TextError(f"{num_fewshot} examples before each question: it is 0 or more")
 
 
 def _task_manager(tasks: Sequence[str], include_path: Path | None) -> Any:
@@ -150,7 +212,7 @@ def _run(model: "FlatlmLM", simple_evaluate: Callable[..., Any], tasks: list[str
         ) from error
 
 
-def _results(found: Mapping[str, Any], model: "FlatlmLM") -> TaskResults:
+def _results(found: Mapping[str, Any], model: "FlatlmLM", *, chat_template: bool) -> TaskResults:
     scores: dict[str, dict[str, float]] = {}
     for task, metrics in found["results"].items():
         scores[task] = {}
@@ -167,6 +229,7 @@ def _results(found: Mapping[str, Any], model: "FlatlmLM") -> TaskResults:
         requests=model.requests,
         found=model.found,
         scored_by_prefill=model.scores_by_prefill,
+        chat_template=chat_template,
         lm_eval=version("lm_eval"),
     )
 

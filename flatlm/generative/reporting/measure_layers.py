@@ -5,14 +5,11 @@ from pathlib import Path
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.inspect import read_manifest
-from flatlm.generative.layer_errors import layer_errors, text_ids
-from flatlm.generative.model_file import read_model_file
+from flatlm.generative.layer_errors import layer_errors_on_text
 from flatlm.generative.reporting.collect import SUFFIXES
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.documents import read_documents
+from flatlm.utilities.documents import OWN_TEXT, read_documents
 from flatlm.utilities.results import save_result
-
-DEFAULT_TEXT = Path(__file__).parents[2] / "assets" / "demo_text" / "held_out.json"
 
 
 def measure_layers(
@@ -28,11 +25,10 @@ def measure_layers(
     own = [file for file in files if _checkpoint_of(file) == fingerprint]
     if not own:
         raise RuntimeFileError(f"{folder} has no file that was exported from {checkpoint}: give the checkpoint of one, unchanged since")
-    ids = text_ids(checkpoint, read_documents(text or DEFAULT_TEXT), tokens=tokens)
+    documents = read_documents(text or OWN_TEXT)
     written = []
     for done, file in enumerate(own, 1):
-        room = read_model_file(file).cache_length
-        written.append(save_result(file, "layers", layer_errors(file, checkpoint, ids[:room]).to_dict()))
+        written.append(save_result(file, "layers", layer_errors_on_text(file, checkpoint, documents, tokens=tokens).to_dict()))
         if progress is not None:
             progress("layers", done, len(own))
     return written

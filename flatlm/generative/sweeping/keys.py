@@ -12,6 +12,7 @@ from typing import Any
 
 from flatlm import __version__
 from flatlm.errors import SweepError
+from flatlm.generative.harness.request import TaskRequest
 from flatlm.generative.sweeping.plan import Cell, Model
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT
 from flatlm.utilities.checkpoints.open import open_checkpoint
@@ -28,6 +29,7 @@ class Keys:
     def __init__(self) -> None:
         self._file = functools.cache(_digest_file)
         self._model = functools.cache(self._digest_model)
+        self._tasks = functools.cache(self._digest_tasks)
 
     def of(self, cell: Cell) -> dict[str, str]:
         """By step, in the order they are done. Raises a FlatlmError where the checkpoint or a file cannot be read.
@@ -46,12 +48,13 @@ class Keys:
         )
         keys = {EXPORT: export}
         if cell.evaluate is not None:
-            tokenizer = cell.model.tokenizer
+            tokenizer, text = cell.model.tokenizer, cell.evaluate.text
             keys[EVALUATE] = _digest(
                 export=export,
-                text=self._file(cell.evaluate.text),
+                text=text and self._file(text),
                 tokenizer=tokenizer and self._beside(tokenizer),
-                options={name: value for name, value in asdict(cell.evaluate).items() if name != "text"},
+                options={name: value for name, value in asdict(cell.evaluate).items() if name not in ("text", "tasks")},
+                tasks=cell.evaluate.tasks and self._tasks(cell.evaluate.tasks),
             )
         if cell.benchmark is not None:
             options = {name: value for name, value in asdict(cell.benchmark).items() if name not in ("targets", "runner", "ssh_options")}
@@ -60,6 +63,15 @@ class Keys:
                 machine = platform.node() if target == "local" else ""
                 keys[BENCHMARK + target] = _digest(export=export, target=target, machine=machine, options=options, runner=runner)
         return keys
+
+    def _digest_tasks(self, request: TaskRequest) -> Mapping[str, Any]:
+        """What is asked, by which harness, and every file of one's own tasks. Raises RuntimeFileError where there is no harness."""
+        from flatlm.generative.harness.tasks import harness_version
+
+        folder = request.include_path
+        files = [] if folder is None else [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix != ".pyc"]
+        own = {str(file.relative_to(folder)): self._file(file) for file in files if folder is not None}
+        return {**asdict(request), "include_path": own, "lm_eval": harness_version()}
 
     def _digest_model(self, model: Model) -> str:
         with open_checkpoint(model.checkpoint, lora=model.lora) as checkpoint:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.errors import RecipeError, SweepError, TargetError
+from flatlm.generative.harness.request import TaskRequest
 from flatlm.generative.sweeping.sections import Mistakes, Section, is_whole, load_yaml, shown
 from flatlm.generative.targets.open import open_target
 from flatlm.layers.config import CacheDtype
@@ -38,13 +39,16 @@ class Model:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is foretold, against the checkpoint. None: as `flatlm evaluate` does without being told."""
+    """What is foretold, against the checkpoint, and tasks; one of both at least. None: as `flatlm evaluate` does without being told."""
 
-    text: Path
+    text: Path | None = None
     max_tokens: int | None = None
     context: int | None = None
     stride: int | None = None
     greedy_prompts: int | None = None
+    layers: bool = False
+    """The error of each layer too, on the text's first tokens."""
+    tasks: TaskRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ class Sweep:
         """Every file and directory that its cells read."""
         found: dict[Path, None] = {}
         for cell in self.cells:
-            evaluated = cell.evaluate.text if cell.evaluate else None
-            paths = (cell.model.checkpoint, cell.model.lora, cell.model.tokenizer, cell.calibration, evaluated)
+            options = cell.evaluate
+            evaluated = (options.text, options.tasks and options.tasks.include_path) if options else ()
+            paths = (cell.model.checkpoint, cell.model.lora, cell.model.tokenizer, cell.calibration, *evaluated)
             found |= {path: None for path in paths if path is not None}
         return list(found)
 
@@ -231,12 +236,36 @@ class _Reader:
         section = self.top.section("evaluate")
         if section is None:
             return None
-        section.require("text", "a .txt, .json or .jsonl file")
+        tasks = self._tasks(section)
+        if section.get("tasks") is None:
+            section.require("text", "a .txt, .json or .jsonl file; or `tasks`, a list of names")
         text = self._file(section, "text")
-        max_tokens, context, stride = section.whole("max_tokens"), section.whole("context"), section.whole("stride")
-        greedy_prompts = section.whole("greedy_prompts", least=0)
+        options = EvaluateOptions(
+            text,
+            section.whole("max_tokens"),
+            section.whole("context"),
+            section.whole("stride"),
+            section.whole("greedy_prompts", least=0),
+            section.flag("layers"),
+            tasks,
+        )
+        if section.get("text") is None and section.get("tasks") is not None:
+            section.require_none(("max_tokens", "context", "stride", "greedy_prompts", "layers"), "is about text: add `text: FILE`")
         section.close()
-        return None if text is None else EvaluateOptions(text, max_tokens, context, stride, greedy_prompts)
+        return None if text is None and tasks is None else options
+
+    def _tasks(self, section: Section) -> TaskRequest | None:
+        names = section.texts("tasks")
+        limit = section.get("limit")
+        if limit is not None and not is_whole(limit, 1) and not (isinstance(limit, float) and 0 < limit < 1):
+            section.wrong("limit", f"must be a whole number of questions, or a part of them between 0 and 1, not {shown(limit)}")
+        include_path = self._existing(section, "include_path")
+        if include_path is not None and not include_path.is_dir():
+            section.wrong("include_path", f"{include_path} is a file: name a directory of tasks")
+        request = TaskRequest(names, section.whole("num_fewshot", least=0), limit, include_path, section.flag("apply_chat_template"))
+        if section.get("tasks") is None:
+            section.require_none(("limit", "num_fewshot", "include_path", "apply_chat_template"), "is about tasks: add `tasks: [NAME]`")
+        return request if names else None
 
     def _benchmark(self) -> BenchmarkOptions | None:
         section = self.top.section("benchmark")

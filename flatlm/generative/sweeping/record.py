@@ -96,7 +96,8 @@ class CellRecord:
         for name in stale:
             del self.steps[name]
             if name == EVALUATE:
-                result_path(self.job.file, "evaluation").unlink(missing_ok=True)
+                for kind in ("evaluation", "layers"):
+                    result_path(self.job.file, kind).unlink(missing_ok=True)
             else:
                 self.put_benchmark(name.removeprefix(BENCHMARK), None)
 

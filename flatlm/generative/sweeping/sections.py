@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,12 @@ class Section:
         """A mistake where it is absent; `what` says what it should be."""
         if self.get(key) is None and self._is_mapping:
             self.mistakes.add(self.where, f"has no {key!r}: {what}")
+
+    def require_none(self, keys: Sequence[str], why: str) -> None:
+        """Each that is there is a mistake."""
+        for key in keys:
+            if self.get(key) is not None:
+                self.wrong(key, why)
 
     def text(self, key: str) -> str | None:
         value: str | None = self._of_kind(key, lambda value: isinstance(value, str) and value.strip() != "", "text")

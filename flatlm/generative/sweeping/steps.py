@@ -5,16 +5,16 @@ Importing this loads nothing heavy: each step imports what it calls.
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatlm.errors import FlatlmError, VerificationFailed
 from flatlm.generative.prove import prover
-from flatlm.generative.sweeping.plan import Cell
+from flatlm.generative.sweeping.plan import Cell, EvaluateOptions
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT, LOG_NAME, CellRecord, Job
-from flatlm.utilities.results import save_result
+from flatlm.utilities.results import save_evaluation, save_result
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest
@@ -51,19 +51,39 @@ def export_cell(cell: Cell, file: Path) -> None:
 
 
 def evaluate_cell(cell: Cell, file: Path) -> Mapping[str, Any]:
-    """What becomes the file's `evaluation`: against its checkpoint. Raises FlatlmErrors."""
-    from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
-    from flatlm.generative.model_file import read_model_file
-    from flatlm.utilities.documents import read_documents
-
+    """What becomes the file's `evaluation`, saved as it goes; the error of each layer is saved as `layers`. Raises FlatlmErrors."""
     options = cell.evaluate
     assert options is not None
+    found: dict[str, Any] = {}
+    if options.text is not None:
+        from flatlm.utilities.documents import read_documents
+
+        documents = read_documents(options.text)
+        found |= _evaluate_text(cell, options, documents, file)
+        save_evaluation(file, found)
+        if options.layers:
+            from flatlm.generative.layer_errors import layer_errors_on_text
+
+            errors = layer_errors_on_text(file, cell.model.checkpoint, documents, lora=cell.model.lora, tokenizer=cell.model.tokenizer)
+            save_result(file, "layers", errors.to_dict())
+    if options.tasks is not None:
+        from flatlm.generative.harness.tasks import run_tasks
+
+        results = run_tasks(file, options.tasks, tokenizer=cell.model.tokenizer, checkpoint=cell.model.checkpoint)
+        found |= results.to_evaluation()
+    return found
+
+
+def _evaluate_text(cell: Cell, options: EvaluateOptions, documents: Sequence[str], file: Path) -> Mapping[str, Any]:
+    from flatlm.generative.evaluation.evaluate import EvaluationRequest, default_stride, evaluate
+    from flatlm.generative.model_file import read_model_file
+
     stride = options.stride
-    if stride is None and options.text.suffix == ".txt":  # as `flatlm evaluate` reads it
-        stride = max(1, (options.context or read_model_file(file).cache_length) // 2)
+    if stride is None and options.text is not None:
+        stride = default_stride(options.text, options.context or read_model_file(file).cache_length)
     request = EvaluationRequest(
         file,
-        read_documents(options.text),
+        documents,
         cell.model.checkpoint,
         cell.model.lora,
         tokenizer=cell.model.tokenizer,
@@ -118,7 +138,7 @@ def build(job: Job, steps: Steps) -> None:
     if EVALUATE in pending:
 
         def evaluate() -> dict[str, Any]:
-            save_result(job.file, "evaluation", steps.evaluate(job.cell, job.file))
+            save_evaluation(job.file, steps.evaluate(job.cell, job.file))
             return {}
 
         _attempt(record, EVALUATE, evaluate)

@@ -1,9 +1,12 @@
 """A cell's results in a row: what a table of a sweep shows of it."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.sweeping.plan import Cell
 from flatlm.generative.sweeping.record import BENCHMARK, EXPORT, CellRecord
 from flatlm.utilities.results import read_json_result, result_path
 
@@ -15,6 +18,15 @@ class Speeds:
     target: str
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Of a task, by the first of its metrics."""
+
+    task: str
+    metric: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,8 @@ class CellSummary:
     """done, failed, or unfinished."""
     error: str | None
     """Of the first step that failed."""
+    scores: tuple[TaskScore, ...] = ()
+    """Of tasks and groups that the sweep names, not of those that a group is made of."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,4 +86,13 @@ def summary_of(record: CellRecord) -> CellSummary:
         sum(step.get("seconds", 0.0) for step in record.steps.values()),
         record.state,
         next(iter(record.errors.values()), None),
+        tuple(_scores(cell, evaluation.get("tasks") or {})),
     )
+
+
+def _scores(cell: Cell, tasks: Mapping[str, Mapping[str, float]]) -> Iterator[TaskScore]:
+    names = cell.evaluate.tasks.names if cell.evaluate and cell.evaluate.tasks else ()
+    for task, metrics in tasks.items():
+        if metrics and any(fnmatch(task, name) for name in names):
+            metric = next(iter(metrics))
+            yield TaskScore(task, metric, metrics[metric])

@@ -92,7 +92,8 @@ def task_request(args: argparse.Namespace) -> TaskRequest | None:
     if args.tasks is not None:
         return TaskRequest(args.tasks, args.num_fewshot, args.limit, args.include_path, args.apply_chat_template)
     for name in ("num_fewshot", "limit", "include_path", "apply_chat_template"):
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             raise TextError(f"--{name.replace('_', '-')} is about tasks: name them with --tasks A,B")
     return None
 

@@ -1,7 +1,11 @@
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from flatlm.errors import RuntimeFileError
-from flatlm.utilities.results import FileResults, read_comparisons, read_results, save_result
+from flatlm.utilities.results import FileResults, read_comparisons, read_results, save_evaluation, save_result
 
 
 def test_what_was_found_out_lies_beside_the_file(tmp_path):
@@ -27,3 +31,32 @@ def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "x.tflite.manifest.json").write_text('{"a": ')
     with pytest.raises(RuntimeFileError, match=r"x\.tflite\.manifest\.json is not a result that can be read"):
         read_results(tmp_path)
+
+
+def tasks(lm_eval: str = "1", chat_template: bool = False, requests: int = 4, **scores: float) -> dict[str, Any]:
+    shots = dict.fromkeys(scores, 0)
+    runs = {"shots": shots, "requests": requests, "lm_eval": lm_eval, "chat_template": chat_template}
+    return {"tasks": {name: {"acc": score} for name, score in scores.items()}, "task_runs": runs}
+
+
+def test_an_evaluation_of_text_and_one_of_tasks_stand_together(tmp_path: Path) -> None:
+    file = tmp_path / "story.tflite"
+    file.write_bytes(b"a model")
+
+    def saved(found: dict[str, Any]) -> dict[str, Any]:
+        written = json.loads(save_evaluation(file, found).read_text())
+        return {key: value for key, value in written.items() if key != "file_sha256"}
+
+    text = {"perplexity": 2.0, "mean_kl": 0.1}
+    assert saved(text) == text
+    assert saved(tasks(a=0.5)) == text | tasks(a=0.5)
+    assert saved({"perplexity": 3.0}) == {"perplexity": 3.0} | tasks(a=0.5), "no KL of another text beside it"
+    assert saved(tasks(b=0.25, requests=9)) == {"perplexity": 3.0} | tasks(a=0.5, b=0.25, requests=9)
+    assert saved(tasks(a=0.75)) == {"perplexity": 3.0} | tasks(a=0.75, b=0.25)
+    assert saved(tasks(c=0.1, chat_template=True)) == {"perplexity": 3.0} | tasks(c=0.1, chat_template=True)
+    assert saved(tasks(d=0.1, lm_eval="2")) == {"perplexity": 3.0} | tasks(d=0.1, lm_eval="2")
+    assert saved(text | tasks(e=1.0, lm_eval="2")) == text | tasks(d=0.1, e=1.0, lm_eval="2")
+    file.write_bytes(b"another model")
+    assert saved(tasks(a=0.5)) == tasks(a=0.5), "what was found of another file is no figure of this one"
+    (tmp_path / "story.tflite.evaluation.json").write_text("{")
+    assert saved(text) == text

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flatlm.errors import FlatlmError, OutputError, RuntimeFileError, TextError, TokenizerError
-from flatlm.generative.harness.tasks import evaluate_tasks, require_harness
+from flatlm.generative.harness.tasks import TaskRequest, evaluate_tasks, run_tasks
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
+from tests.harness_tasks import copy_tasks, offline_harness
 
 if TYPE_CHECKING:
     from flatlm.generative.harness.model import FlatlmLM
@@ -34,21 +35,8 @@ ENTRY_POINT = "[torch.backends]\nflatlm = flatlm.generative.harness.plugin:regis
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The harness, or a skip; its libraries' caches of data, and no network."""
-    try:
-        require_harness()
-    except RuntimeFileError as error:
-        pytest.skip(str(error))
-    import datasets.config
-    import huggingface_hub.constants as hub
-
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("HF_HOME", str(home)), ("HF_HUB_OFFLINE", "1"), ("DISABLE_MULTIPROC", "1")):
-            patch.setenv(name, value)
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        patch.setattr(hub, "HF_HUB_OFFLINE", True)
+    with offline_harness(home):
         yield home
 
 
@@ -67,11 +55,7 @@ def file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the folder `tasks`, whose definitions know where it is."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for source in (Path(__file__).parent / "tasks").iterdir():
-        (folder / source.name).write_text(source.read_text("utf-8").replace("DATA_DIR", str(folder)), "utf-8")
-    return folder
+    return copy_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +228,27 @@ def test_a_run_that_was_killed_goes_on(file, checkpoint, tasks, tmp_path, monkey
     assert evaluate(other, work=work)[0].found == 0
     assert evaluate(file, work=work, model_args={"add_bos_token": False})[0].found == 0
     assert evaluate(file, work=work)[0].found == 28
+
+
+def test_a_run_of_its_own_folder_goes_on_and_clears_up(file, checkpoint, tasks, tmp_path) -> None:
+    request = TaskRequest(("tiny_choice",), num_fewshot=0, limit=6, include_path=tasks)
+
+    def stop(kind: str, done: int, total: int) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(file, request, checkpoint=checkpoint, work=tmp_path, progress=stop)
+    assert len(list(tmp_path.iterdir())) == 1
+    other = TaskRequest(("tiny_choice",), num_fewshot=0, limit=2, include_path=tasks)
+    assert run_tasks(file, other, checkpoint=checkpoint, work=tmp_path).found == 0
+    resumed = run_tasks(file, request, tokenizer=checkpoint, work=tmp_path)
+    assert (resumed.found, resumed.requests) == (9, 24), "another run that finished left its folder alone"
+    assert list(tmp_path.iterdir()) == []
+    whole = evaluate_tasks(file, ["tiny_choice"], tokenizer=checkpoint, num_fewshot=0, limit=6, include_path=tasks)
+    assert (resumed.tasks, resumed.shots, resumed.samples) == (whole.tasks, {"tiny_choice": 0}, {"tiny_choice": 6})
+    rest = {key: value for key, value in resumed.to_dict().items() if key != "tasks"}
+    assert resumed.to_evaluation() == {"tasks": whole.tasks, "task_runs": rest}
 
 
 def test_saved_answers_that_cannot_be_read(file, checkpoint, tmp_path) -> None:

@@ -15,6 +15,13 @@ from flatlm.utilities.results import save_result
 SEGFAULT, KILLED, REFUSED, TOO_FAR, BUG, NO_EVALUATION, NO_DEVICE, SLOW, WORKER_DIES = range(40, 49)
 """Lengths of caches, and what becomes of such a cell."""
 CALLS = "calls.txt"
+SCORES = {
+    "group": {"acc": 0.5, "acc_stderr": 0.1},
+    "part_of_group": {"acc": 0.25},
+    "own_1": {"em,x": 1.0, "acc": 0.75},
+    "own_2": {"em,x": 0.0},
+}
+"""Of every task."""
 
 
 def note(file: Path, what: str) -> None:
@@ -53,7 +60,9 @@ def evaluate(cell: Cell, file: Path) -> Mapping[str, Any]:
     assert file.read_bytes() == b"a model" and cell.evaluate is not None
     if cell.kv_cache_len == NO_EVALUATION and "again" not in cell.evaluate.text.read_text():
         raise RuntimeFileError("no such text")
-    return {"mean_kl": 0.25, "perplexity": 4.0}
+    if cell.evaluate.layers:
+        save_result(file, "layers", {"layers": []})
+    return {"mean_kl": 0.25, "perplexity": 4.0} if cell.evaluate.tasks is None else {"tasks": SCORES, "task_runs": {}}
 
 
 def benchmark(cell: Cell, file: Path, target: str) -> Mapping[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flatlm.errors import SweepError
-from flatlm.generative.sweeping.plan import plain_name, read_sweep
+from flatlm.generative.harness.request import TaskRequest
+from flatlm.generative.sweeping.plan import EvaluateOptions, plain_name, read_sweep
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.recipe_file import write_recipe
 
@@ -63,7 +64,34 @@ def test_little_is_needed(written):
     assert (cell.verify, cell.verify_tokens, cell.evaluate, cell.benchmark, cell.keep_file) == (True, None, None, None, True)
 
 
+def test_tasks_and_layers_are_part_of_an_evaluation(written, tmp_path):
+    def options(value: str) -> EvaluateOptions | None:
+        return read_sweep(written(f"models: [a]\nrecipes: [none]\nevaluate: {{{value}}}\n")).cells[0].evaluate
+
+    asked = "tasks: [arc_easy, own], num_fewshot: 0, limit: 0.5, include_path: b, apply_chat_template: true"
+    tasks = TaskRequest(("arc_easy", "own"), 0, 0.5, tmp_path / "b", True)
+    assert options(asked) == EvaluateOptions(tasks=tasks)
+    assert read_sweep(tmp_path / "s.yaml").inputs == [tmp_path / "a", tmp_path / "b"]
+    assert options("tasks: [own], limit: 20, text: text.txt, layers: true") == EvaluateOptions(
+        tmp_path / "text.txt", layers=True, tasks=TaskRequest(("own",), limit=20)
+    )
+
+
 WRONG = {
+    "evaluate: {tasks: own}": r"evaluate\.tasks: must be a list of at least one, such as \[a, b\], not 'own'",
+    "evaluate: {tasks: [1]}": r"evaluate\.tasks\[0\]: must be text, not 1",
+    "evaluate: {tasks: [own], limit: 1.5}": r"evaluate\.limit: must be a whole number of questions, or a part of them .*, not 1\.5",
+    "evaluate: {tasks: [own], limit: true}": r"evaluate\.limit: must be a whole number of questions",
+    "evaluate: {tasks: [own], limit: 0}": r"evaluate\.limit: must be a whole number of questions",
+    "evaluate: {tasks: [own], num_fewshot: -1}": r"evaluate\.num_fewshot: must be a whole number of at least 0",
+    "evaluate: {tasks: [own], include_path: text.txt}": r"evaluate\.include_path: .*text\.txt is a file: name a directory of tasks",
+    "evaluate: {tasks: [own], include_path: c}": r"evaluate\.include_path: .*c does not exist",
+    "evaluate: {tasks: [own], apply_chat_template: 1}": r"evaluate\.apply_chat_template: must be true or false",
+    "evaluate: {tasks: [own], shots: 1}": r"evaluate\.shots: unknown key; there are .*num_fewshot",
+    "evaluate: {tasks: [own], stride: 8}": r"evaluate\.stride: is about text: add `text: FILE`",
+    "evaluate: {tasks: [own], layers: true}": r"evaluate\.layers: is about text",
+    "evaluate: {text: text.txt, num_fewshot: 0}": r"evaluate\.num_fewshot: is about tasks: add `tasks: \[NAME\]`",
+    "evaluate: {text: text.txt, layers: 3}": r"evaluate\.layers: must be true or false, not 3",
     "colour: red": r"colour: unknown key; there are models, recipes",
     "evaluate: {text: text.txt, max_token: 5}": r"evaluate\.max_token: unknown key; did you mean max_tokens\?",
     "evaluate: {max_tokens: 5}": r"evaluate: has no 'text'",

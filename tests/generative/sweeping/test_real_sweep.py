@@ -1,15 +1,18 @@
 """`flatlm sweep` on a real, tiny checkpoint: files, figures, what is printed, exit status."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flatlm.cli import main
+from flatlm.generative.harness.tasks import evaluate_tasks
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.runner import Runner
 from flatlm.utilities.results import read_results
 from tests.generative.sweeping.conftest import ROOT
+from tests.harness_tasks import copy_tasks, offline_harness
 
 WORDS = "the a cat dog sat ran on mat and big"
 DONE, IMPOSSIBLE = "tiny-none-p4_16-kv48", "tiny-dynamic_int4_block128-p4_16-kv48"
@@ -79,15 +82,51 @@ def test_each_cell_is_exported_proved_evaluated_and_measured(swept, capsys, monk
     assert found.file.stat().st_mtime_ns == written, "another text is evaluated on the same file"
 
 
+@pytest.mark.slow
+def test_tasks_and_layers_of_a_cell(swept, capsys, monkeypatch, tmp_path):
+    with offline_harness(tmp_path):
+        (swept / "own").mkdir()
+        copy_tasks(swept / "own")
+        (swept / "s.yaml").rename(swept / "kept.yaml")
+        tasks = "tasks: [tiny_choice], include_path: own, limit: 3, num_fewshot: 0"
+        (swept / "s.yaml").write_text(f"""
+models: [{{checkpoint: tiny, name: asked}}]
+recipes: [none]
+prefill: [[16]]
+kv_cache_len: [48]
+prefill_logits: true
+verify: false
+evaluate: {{text: text.txt, layers: true, {tasks}}}
+""")
+        (cell,) = run(swept, capsys, monkeypatch, 0)["cells"]
+        (swept / "kept.yaml").rename(swept / "s.yaml")
+        file = swept / "s" / cell["name"] / f"{cell['name']}.tflite"
+        options = {"tokenizer": swept / "tiny", "limit": 3, "num_fewshot": 0, "include_path": swept / "own"}
+        expected = evaluate_tasks(file, ["tiny_choice"], **options).to_evaluation()
+    (found,) = (found.results for found in read_results(swept / "s") if found.file == file)
+    evaluation = found["evaluation"]
+    assert evaluation["tasks"] == expected["tasks"] and evaluation["task_runs"] == expected["task_runs"]
+    assert evaluation["tokens"] > 1 and evaluation["mean_kl"] < 1e-8
+    assert evaluation["stride"] == 24, "plain text is read as `flatlm evaluate` reads it"
+    assert cell["scores"] == [{"task": "tiny_choice", "metric": "acc", "score": expected["tasks"]["tiny_choice"]["acc"]}]
+    assert found["layers"]["logits_error"] < 1e-5 and found["layers"]["tokens"] == min(48, evaluation["tokens"] + 1)
+
+
 def test_the_table_says_what_is_done_and_what_failed(swept, capsys):
     from flatlm.commands.sweep import describe
-    from flatlm.generative.sweeping.summary import CellSummary, Speeds
+    from flatlm.generative.sweeping.summary import CellSummary, Speeds, TaskScore
     from flatlm.generative.sweeping.sweep import SweepReport
 
     speeds = (Speeds("local", 1234.5, 56.78), Speeds("adb", None, 3.0))
     done = CellSummary("a-none", "a", "none", ("prefill_8", "decode"), 64, "int8", 2_500_000, 0.01234, 8.5, speeds, 1.0, "done", None)
     failed = CellSummary("b-none", "b", "none", (), None, "float32", None, None, None, (), 0.0, "failed", "no room")
-    lines = describe(SweepReport(Path("out"), (done, failed))).splitlines()
+    report = SweepReport(Path("out"), (done, failed))
+    assert "acc" not in describe(report)
+    scored = replace(done, scores=(TaskScore("arc_easy", "acc", 0.61234), TaskScore("own", "em", 1.0)))
+    lines = describe(SweepReport(Path("out"), (scored, failed))).splitlines()
+    assert "perplexity  arc_easy acc  own em  prefill/s" in lines[0]
+    assert lines[1].split()[8:11] == ["8.5", "0.6123", "1"] and lines[3].split() == ["b", "none", "failed"]
+    lines = describe(report).splitlines()
     assert lines[1].split() == ["a", "none", "8", "64", "int8", "local", "2.50", "0.0123", "8.5", "1,234", "56.8", "done"]
     assert lines[2].split() == ["a", "none", "8", "64", "int8", "adb", "2.50", "0.0123", "8.5", "3", "done"]
     assert lines[3].split() == ["b", "none", "failed"]

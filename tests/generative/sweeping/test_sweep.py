@@ -91,6 +91,61 @@ def test_keys_are_of_contents(folder, cells_of, tiny_checkpoint):
     assert all(options[step] != first[step] for step in first if step != "export")
 
 
+def test_a_change_of_tasks_repeats_evaluations(folder, cells_of):
+    pytest.importorskip("lm_eval", reason="tasks need lm_eval: pip install 'flatlm[lm-eval]'")
+    own = folder.path / "own"
+    own.mkdir()
+    (own / "task.yaml").write_text("task: own")
+    evaluated = {"tasks": ["own"], "include_path": "own"}
+
+    def key(**more) -> str:
+        cells_of(16, evaluate={**evaluated, **more})
+        keys = Keys().of(read_sweep(folder.file).cells[0])
+        assert keys["export"] == first["export"]
+        return keys["evaluate"]
+
+    cells_of(16)
+    first = Keys().of(read_sweep(folder.file).cells[0])
+    found = [first["evaluate"], key(), key(tasks=["other"]), key(limit=5), key(num_fewshot=0), key(apply_chat_template=True)]
+    found += [key(text="text.txt"), key(text="text.txt", layers=True)]
+    (own / "task.yaml").write_text("task: own # changed")
+    found.append(key())
+    (own / "deep").mkdir()
+    (own / "deep" / "data.jsonl").write_text("{}")
+    found.append(key())
+    assert len(set(found)) == len(found)
+    own.rename(folder.path / "moved")
+    assert key(include_path="moved") == found[-1], "where it lies does not count"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flatlm.generative.harness.tasks.version", lambda name: "another")
+        assert key(include_path="moved") != found[-1]
+
+
+def test_scores_are_of_the_tasks_that_the_sweep_names(folder, cells_of):
+    pytest.importorskip("lm_eval", reason="tasks need lm_eval: pip install 'flatlm[lm-eval]'")
+    cells_of(16, evaluate={"text": "text.txt", "tasks": ["group", "own_*"], "layers": True})
+    (cell,) = folder.run().cells
+    assert [(score.task, score.metric, score.score) for score in cell.scores] == [
+        ("group", "acc", 0.5),
+        ("own_1", "em,x", 1.0),
+        ("own_2", "em,x", 0.0),
+    ]
+    layers = folder.out / CELL / f"{CELL}.tflite.layers.json"
+    assert layers.exists()
+    cells_of(16)
+    (cell,) = folder.run().cells
+    assert (cell.scores, cell.perplexity) == ((), 4.0)
+    assert not layers.exists(), "it was of an evaluation that nobody asks for any more"
+
+
+def test_tasks_without_the_harness_are_refused_before_any_work(folder, cells_of, monkeypatch):
+    monkeypatch.setattr("flatlm.generative.harness.tasks.find_spec", lambda name: None)
+    cells_of(16, evaluate={"tasks": ["own"]})
+    (cell,) = folder.run().cells
+    assert (cell.state, cell.error) == ("failed", "tasks need lm_eval: pip install 'flatlm[lm-eval]'")
+    assert folder.calls() == []
+
+
 def test_a_failed_cell_sinks_none_and_is_tried_again(folder, cells_of):
     lengths = [made.SEGFAULT, made.KILLED, made.REFUSED, made.TOO_FAR, made.BUG, made.NO_EVALUATION, made.NO_DEVICE, 16]
     cells_of(*lengths, 3, prefill=[[4]])

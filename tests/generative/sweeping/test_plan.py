@@ -192,7 +192,7 @@ def test_the_documented_file_is_read(tmp_path):
     text = (Path(__file__).resolve().parents[3] / "docs" / "sweep.md").read_text("utf-8")
     file = tmp_path / "sweep.yaml"
     file.write_text(text.split("```yaml\n")[1].split("```")[0])
-    for folder in ("checkpoints/SmolLM2-135M", "checkpoints/Llama-3.2-1B", "adapters/stories", "tokenizers/llama"):
+    for folder in ("checkpoints/SmolLM2-135M", "checkpoints/Llama-3.2-1B", "adapters/stories", "tokenizers/llama", "my_tasks"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("text/calibration.json", "text/held_out.json", "tools/benchmark_model", "smollm.tune/recipe.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -203,3 +203,6 @@ def test_the_documented_file_is_read(tmp_path):
     cells = read_sweep(file).cells
     assert len(cells) == 2 * 3 * 2 * 2 * 2
     assert cells[0].benchmark and cells[0].benchmark.ssh_options == ("Port=2222",)
+    assert cells[0].evaluate and cells[0].evaluate.tasks == TaskRequest(
+        ("arc_easy", "my_task"), limit=200, include_path=tmp_path / "my_tasks"
+    )

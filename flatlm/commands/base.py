@@ -6,13 +6,12 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from flatlm.errors import FlatlmError, VerificationFailed
-
-Progress = Callable[[str, int, int], None]
+from flatlm.progress import Progress
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,6 +23,7 @@ from flatlm.generative.comparison.compare import (
 from flatlm.generative.comparison.ratios import LEAST_ROUNDS, Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison
 from flatlm.generative.comparison.subject import Subject, name_subjects
+from flatlm.progress import Progress
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.results import COMPARISON_SUFFIX
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _exported(args: argparse.Namespace, place: Path, progress: base.Progress) -> list[Subject]:
+def _exported(args: argparse.Namespace, place: Path, progress: Progress) -> list[Subject]:
     """A file for each recipe, not verified, in a context that has room for what is asked."""
     from flatlm.utilities.exporter import DEFAULT_CACHE_LENGTH, ExportRequest, export
 

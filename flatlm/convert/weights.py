@@ -6,7 +6,7 @@ Weights are read, encoded and written in chunks of rows: none is ever whole in m
 
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatlm.errors import CheckpointError, RecipeError
+from flatlm.progress import Progress
 from flatlm.quantize.activations import LayerRanges
 from flatlm.quantize.carried import CarrySummary, IntegerRows, StoredIntegers, fit
 from flatlm.quantize.encode import Encoded, NonFiniteWeightError, encode_stream
@@ -26,8 +27,6 @@ BIAS_LEVELS = 2**30
 LARGEST_PRODUCT = 256
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
-Progress = Callable[[str, int, int], None]
-"""Called as (what, numbers done, in all)."""
 
 
 class WeightSource(Protocol):

@@ -1,10 +1,11 @@
 """How an export is proved: the file is run against its checkpoint before it gets its name. Importing this loads nothing heavy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatlm.errors import VerificationFailed
+from flatlm.progress import Progress
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest, Prove
@@ -16,7 +17,7 @@ def prover(
     request: "ExportRequest",
     *,
     tokens: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     way_out: str = WRITE_ALL_THE_SAME,
 ) -> "Prove":
     """What runs a file against the request's checkpoint, and raises VerificationFailed, with the `report`, where it is too far off.

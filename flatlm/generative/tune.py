@@ -1,6 +1,5 @@
 """The search for a recipe under a budget: sensitivities once, a knapsack, and candidates judged as exported files in the runtime."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +10,13 @@ from flatlm.convert.atomic_file import atomic_output
 from flatlm.convert.worker import CachingCompiler
 from flatlm.errors import ExportError, OutputError, TextError
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
+from flatlm.progress import Progress
 from flatlm.quantize.knapsack import Choice, Option, front, within
 from flatlm.quantize.recipes import Recipe, get_recipe
 from flatlm.quantize.schemes import get_scheme
 from flatlm.utilities.calibration.text import CalibrationText, no_text, read_text
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.digests import digest_of
 from flatlm.utilities.documents import read_documents
 from flatlm.utilities.exporter import ExportPlan, ExportReport, ExportRequest, Prove, export, plan_export, require_suffix
 from flatlm.utilities.recipe_file import write_recipe
@@ -29,7 +30,6 @@ JUDGED_TOKENS = 2000
 JUDGED_SHARE = 0.25
 """Of the text: kept out of the calibration, for judging candidates."""
 MOST_TRIES = 6
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def tune(
             max_positions=plan.config.max_positions,
             most=SENSITIVITY_TOKENS,
         )
-        key = {"checkpoint": checkpoint.fingerprint(), "text": _digest(learned), "tokens": text.count(), "schemes": list(schemes)}
+        key = {"checkpoint": checkpoint.fingerprint(), "text": digest_of(learned), "tokens": text.count(), "schemes": list(schemes)}
         costs = _sensitivities(plan, text, schemes, KeyedFile(work / "sensitivity.json", key, "kl"), progress)
     search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, plan.geometry.length // 2, progress))
     best = search.run()
@@ -167,7 +167,7 @@ class _Judged:
         self.file = work / f"candidate{request.output.suffix}"
         cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
         signatures = [request.prefill_lengths, *cache, request.output.suffix, request.family, str(request.lora)]
-        self.kept = KeyedFile(work / "candidates.json", {**key, "judged": _digest(documents), "signatures": signatures}, "files")
+        self.kept = KeyedFile(work / "candidates.json", {**key, "judged": digest_of(documents), "signatures": signatures}, "files")
         self.compiler = CachingCompiler()  # all candidates have one graph
         self.candidates: list[Candidate] = []
 
@@ -176,7 +176,7 @@ class _Judged:
         for candidate in self.candidates:
             if candidate.recipe.rules == recipe.rules:
                 return candidate
-        name = _digest([[rule.pattern, rule.scheme_name] for rule in recipe.rules])
+        name = digest_of([[rule.pattern, rule.scheme_name] for rule in recipe.rules])
         if name not in self.kept.values:
             asked = replace(self.request, recipe=recipe, output=self.file, prefill_logits=True)
             export(asked, progress=self.progress, compiler=self.compiler)
@@ -304,10 +304,6 @@ def _split(documents: list[str]) -> tuple[list[str], list[str]]:
     if kept >= len(documents):
         raise TextError("the text is too short to calibrate on one part and to judge by the other: give more")
     return documents[:kept], documents[kept:]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -5,7 +5,7 @@ the model would write it. Half-way through each text the file's cache is emptied
 so that what they leave in the cache is judged as well as decode.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from flatlm.generative.evaluation.greedy import equal_tokens, greedy_tokens
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
+from flatlm.progress import Progress
 from flatlm.quantize.recipes import Bound, Recipe
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ def verify(
     prompts: Sequence[str] = (),
     tokens: int = DEFAULT_TOKENS,
     against: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare `file` with `checkpoint` on at least `tokens` tokens. Raises a FlatlmError where either cannot be run.
 
@@ -129,7 +130,7 @@ def _compare_text(
     count: int,
     generator: np.random.Generator,
     tally: _Tally,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
     total: int,
 ) -> None:
     """Compare `count` tokens of one text, or as many as the context holds."""

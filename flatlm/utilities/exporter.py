@@ -23,6 +23,7 @@ from flatlm.convert.worker import Compiler, CompilerProcess
 from flatlm.errors import ExportError, OutputError, TokenizerError
 from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.progress import Progress
 from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import RECIPES, Recipe
 from flatlm.utilities.bundling import BundleFinisher
@@ -50,8 +51,6 @@ ROOM_AN_EXPERT = 6 << 10
 
 Prove = Callable[[Path], Mapping[str, Any]]
 """Runs the file at a path; returns what was measured, or raises VerificationFailed."""
-Progress = Callable[[str, int, int], None]
-"""Called as (stage, done, in all)."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest, DepthSpeeds, Measure
 from flatlm.generative.benchmarking.session import RunTimes, Session, Transport
 from flatlm.generative.benchmarking.steadiness import unsteady
+from flatlm.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 PREFILL = 128
 DECODE = 64
 WARM_S = 0.5

@@ -11,7 +11,7 @@ each round has fresh processes, warmed up anew, and rounds are the independent v
 more than it tells (FRESH_S), one process of each subject serves all rounds, and the notes say what the intervals then leave out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -30,6 +30,7 @@ from flatlm.generative.comparison.subject import Subject
 from flatlm.generative.memory import available_bytes
 from flatlm.generative.model_file import ModelFile, read_model_file
 from flatlm.generative.runner import available_cores, split
+from flatlm.progress import Progress
 
 DEFAULT_PREFILL = 128
 DEFAULT_DECODE = 64
@@ -41,8 +42,6 @@ FRESH_S = 2.0
 """Processes are fresh in each round where every subject is ready in less: its file loaded, its context filled."""
 MOST_TIMES = 5
 """Rounds that `until` may add up to, as a multiple of those asked for."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """How well an exported file foretells held-out text: perplexity of the file itself, in the runtime, and how near its checkpoint it is."""
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +19,14 @@ from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.reference import Reference, open_reference, reference_name
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import require_its_adapter, require_the_same_vocabulary
+from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.digests import digest_of, file_digest
 from flatlm.utilities.documents import Piece, encode_document, windows
 from flatlm.utilities.tokenizer import Tokenizer
 
 GREEDY_PROMPTS = 16
 GREEDY_TOKENS = 32
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class EvaluationReport:
     context: int
     stride: int | None
     documents: int
+    """That were read, in part at least."""
     cut_documents: int = 0
     """Documents longer than the context, of which the rest was left out, for want of a stride."""
     bits_per_byte: float | None = None
@@ -94,9 +95,8 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without what was not measured; the divergence's figures stand beside the others."""
         fields = asdict(self)
-        return {
-            name: value for name, value in (fields | (fields.pop("divergence") or {})).items() if value is not None and name != "divergence"
-        }
+        fields |= fields.pop("divergence") or {}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def evaluate(request: EvaluationRequest, *, progress: Progress | None = None) -> EvaluationReport:
@@ -198,7 +198,7 @@ class _LazyReference:
         """What decides on its distributions."""
         with open_checkpoint(self._checkpoint, lora=self._request.lora) as store:
             config = self._checkpoint / "config.json"
-            digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
+            digest = file_digest(config) if config.is_file() else ""
             versions = {name: version(name) for name in ("torch", "transformers")}
             return {"checkpoint": store.fingerprint(), "config": digest, "name": self.name, **versions}
 
@@ -230,16 +230,16 @@ def _open_cache(request: EvaluationRequest, reference: _LazyReference, pieces: S
     if request.reference_top == 0:
         return None
     top = top_that_fits(sum(piece.scored for piece in pieces), vocab_size, top=request.reference_top)
-    key = _digest({"reference": reference.fingerprint(), "pieces": _pieces_digest(pieces)})
+    key = digest_of({"reference": reference.fingerprint(), "pieces": _pieces_digest(pieces)})
     return ReferenceCache.open(request.reference_cache or reference_directory(), key, top)
 
 
 def _key(request: EvaluationRequest, pieces: Sequence[Piece], reference: _LazyReference | None) -> str:
     """Names an evaluation: the file's content, the tokens, the reference."""
-    with request.file.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     against = None if reference is None else reference.fingerprint()
-    return _digest({"file": content, "pieces": _pieces_digest(pieces), "against": against, "top": request.reference_top, "form": 1})
+    return digest_of(
+        {"file": file_digest(request.file), "pieces": _pieces_digest(pieces), "against": against, "top": request.reference_top, "form": 1}
+    )
 
 
 def _pieces_digest(pieces: Sequence[Piece]) -> str:
@@ -247,10 +247,6 @@ def _pieces_digest(pieces: Sequence[Piece]) -> str:
     for piece in pieces:
         digest.update(np.array([len(piece.ids), piece.scored, *piece.ids], np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _report(
@@ -262,25 +258,29 @@ def _report(
 ) -> EvaluationReport:
     tokens = np.concatenate(scored)
     nll = float(tokens["nll"].sum())
-    size = _foretold_bytes(request, context, documents, tokenizer)
-    left_out = sum(len(ids) > context for ids in documents) if request.stride is None else 0
+    read, cut, size = _foretold(request, context, documents, tokenizer)
     return EvaluationReport(
         len(tokens),
         nll / len(tokens),
         perplexity(nll / len(tokens)),
         context,
         request.stride,
-        len(documents),
-        left_out,
+        read,
+        cut,
         nll / np.log(2).item() / size if size else None,
     )
 
 
-def _foretold_bytes(request: EvaluationRequest, context: int, documents: Sequence[Sequence[int]], tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of what was foretold: the documents, without what was left out, and without their first token where that is not BOS."""
-    size, left = 0, request.max_tokens
+def _foretold(request: EvaluationRequest, context: int, documents: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Documents that were read, those of them that were cut at the context, and UTF-8 bytes of what was foretold.
+
+    That is the documents without what was left out, and without their first token where that is not BOS.
+    """
+    read, cut, size, left = 0, 0, 0, request.max_tokens
     for text, ids in zip(request.documents, documents, strict=True):
+        read += 1
         count = len(ids) if request.stride is not None else min(len(ids), context)
+        cut += count < len(ids)
         if left is not None:
             count = min(count, left + 1)
             left -= count - 1
@@ -289,7 +289,7 @@ def _foretold_bytes(request: EvaluationRequest, context: int, documents: Sequenc
             size -= len(tokenizer.decode(ids[:1]).encode())
         if left == 0:
             break
-    return size
+    return read, cut, size
 
 
 def _greedy(
@@ -313,6 +313,6 @@ def _facts(file: Path, cache: ReferenceCache | None, tokens: Tokens) -> KeptRefe
         return None
     from_disk = np.isnan(tokens["kl_missed"])
     if not from_disk.any():
-        cache.keep_missed(float(tokens["kl_missed"].mean()), file.name)
+        cache.keep_missed(max(0.0, float(tokens["kl_missed"].mean())), file.name)
         return None
     return KeptReferenceFacts(cache.top, int(from_disk.sum()), cache.missed(), float(tokens["kl_most"].mean()))

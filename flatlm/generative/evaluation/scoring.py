@@ -1,6 +1,6 @@
 """Texts through a file and its reference, window by window: the figures of each token that was foretold."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,13 +12,13 @@ from flatlm.generative.evaluation.reference_cache import ReferenceCache
 from flatlm.generative.evaluation.scores import Tokens
 from flatlm.generative.reference import Reference
 from flatlm.generative.runner import Runner
+from flatlm.progress import Progress
 from flatlm.utilities.documents import Piece
 
 CHUNK = 64
 """Tokens that are read at once where the file reads one by one."""
 LOGITS_AT_ONCE = 1 << 25
 """The most logits (tokens times vocabulary) that are held of each side: 128 MB, and twice as much in float64."""
-Progress = Callable[[str, int, int], None]
 
 
 class Subject(Protocol):

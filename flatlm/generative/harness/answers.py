@@ -1,6 +1,5 @@
 """Answers that a file gave to an evaluation's requests, kept on disk as they come: a run that was ended goes on where it was."""
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.errors import OutputError
+from flatlm.utilities.digests import digest_of, file_digest
 
 
 class Answers:
@@ -50,13 +50,9 @@ class Answers:
 
 def request_key(method: str, arguments: Sequence[Any]) -> str:
     """What tells a request from all others."""
-    return hashlib.sha256(json.dumps([method, *arguments], sort_keys=True).encode()).hexdigest()
+    return digest_of([method, *arguments])
 
 
 def content_key(paths: Sequence[Path], settings: str) -> str:
     """Of the content of files, and of settings: answers that another file or tokenizer gave are never taken for this one's."""
-    digest = hashlib.sha256(settings.encode())
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:24]
+    return digest_of([settings, *map(file_digest, paths)])[:24]

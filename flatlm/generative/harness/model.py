@@ -26,8 +26,8 @@ from flatlm.generative.harness.generation import GenerationSettings, continue_te
 from flatlm.generative.harness.reader import PrefixReader
 from flatlm.generative.harness.text import HarnessTokenizer
 from flatlm.generative.runner import Runner
+from flatlm.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Score = tuple[float, bool]
 """A continuation's log-probability in nats, and whether each of its tokens is the most probable one."""
 Asked: TypeAlias = Mapping[str, tuple[Any, ...]]

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from flatlm.convert.quiet import quiet
 from flatlm.errors import FlatlmError, RuntimeFileError, TextError
 from flatlm.generative.evaluation.journal import journal_directory, work_folder
-from flatlm.generative.evaluation.scoring import Progress
 from flatlm.generative.harness.request import TaskRequest
+from flatlm.progress import Progress
 
 if TYPE_CHECKING:
     from flatlm.generative.harness.model import FlatlmLM

@@ -1,20 +1,18 @@
 """The error of each layer for those files of a folder that were made from a checkpoint."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.layer_errors import layer_errors_on_text
 from flatlm.generative.reporting.collect import SUFFIXES
+from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import OWN_TEXT, read_documents
 from flatlm.utilities.results import save_result
 
 
-def measure_layers(
-    folder: Path, checkpoint: Path, *, text: Path | None, tokens: int, progress: Callable[[str, int, int], None] | None = None
-) -> list[Path]:
+def measure_layers(folder: Path, checkpoint: Path, *, text: Path | None, tokens: int, progress: Progress | None = None) -> list[Path]:
     """Measure and save beside each file; returns where. Files of other checkpoints, told by their manifests, are passed over.
 
     Raises RuntimeFileError where no file is the checkpoint's, and other FlatlmErrors.

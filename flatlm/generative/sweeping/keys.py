@@ -1,8 +1,6 @@
 """The key of each step: a digest of everything that decides its result. A step whose key was done is not done again."""
 
 import functools
-import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,11 +14,11 @@ from flatlm.generative.harness.request import TaskRequest
 from flatlm.generative.sweeping.plan import Cell, Model
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.digests import digest_of, file_digest
 
 _PACKAGES = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
 _READ_WHOLE = (".json", ".model", ".txt", ".jinja")
 """Suffixes of what a checkpoint's directory holds beside its weights: configuration, tokenizer, chat template."""
-_CHUNK = 1 << 20
 
 
 class Keys:
@@ -86,15 +84,11 @@ class Keys:
 
 
 def _digest(**facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()
+    return digest_of(facts)
 
 
 def _digest_file(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-            return digest.hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise SweepError(f"{path} cannot be read: {error.strerror}") from error

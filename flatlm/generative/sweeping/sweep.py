@@ -7,7 +7,7 @@ beside them.
 import fcntl
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ from flatlm.generative.sweeping.process import Processes, Task
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT, PLAN, CellRecord, Job
 from flatlm.generative.sweeping.steps import Steps, build, fault, measure, remove_file_if_done, request_of
 from flatlm.generative.sweeping.summary import CellSummary, summary_of
+from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import plan_export
 
 SUMMARY_NAME = "summary.json"
 LOCK_NAME = ".lock"
-Progress = Callable[[str, int, int], None]
 
 
 class Pool(Protocol):

@@ -16,7 +16,7 @@ from flatlm.generative.model_file import ModelFile, read_model_file
 from flatlm.generative.targets.adb_device import ROOT, Device
 from flatlm.generative.targets.benchmark_output import last_line
 from flatlm.generative.targets.device_programs import WHERE_FROM, Findings, Plan, identify
-from flatlm.generative.targets.target import Progress
+from flatlm.progress import Progress
 
 _THREADS = 4
 """By default, where there are as many cores: a phone's others are slow ones, on which the fast would wait. LiteRT-LM's default too."""

@@ -4,7 +4,7 @@ from flatlm.errors import TargetError
 from flatlm.generative.benchmarking.measure import measure
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest
 from flatlm.generative.benchmarking.session import local_transport
-from flatlm.generative.targets.target import Progress
+from flatlm.progress import Progress
 
 
 class LocalTarget:

@@ -25,7 +25,7 @@ from flatlm.generative.benchmarking.session import Transport
 from flatlm.generative.model_file import ModelFile, read_model_file
 from flatlm.generative.targets.local import refuse_runner
 from flatlm.generative.targets.probe import PROBE, Probe
-from flatlm.generative.targets.target import Progress
+from flatlm.progress import Progress
 
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=ERROR")
 """A line that is cut is noticed after 15 s. What the user's options say comes first, and so prevails."""

@@ -1,11 +1,9 @@
 """Where a file can be measured: this machine, a board behind ssh, a phone behind adb. Each gives the same record."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest
-
-Progress = Callable[[str, int, int], None]
+from flatlm.progress import Progress
 
 
 class Target(Protocol):

@@ -1,7 +1,7 @@
 """Calibration of a whole checkpoint, a block at a time: integers, scales and ranges for the exporter, as its recipe's method asks."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from flatlm.convert.weights import IntegerSource, WeightSource
 from flatlm.errors import CheckpointError, RecipeError
 from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
+from flatlm.progress import Progress
 from flatlm.quantize import gptq
 from flatlm.quantize.activations import ActivationRange, LayerRanges
 from flatlm.quantize.calibrate import OverflowingLinearError, RangeRecorder
@@ -29,7 +30,6 @@ HESSIAN_BYTES = 1 << 30
 """Statistics of inputs are gathered for so many projections at a time as fit in this; always for one."""
 LOOKUP_SHARE = 1.0
 """What a tied table's own error counts beside that of the logits, in units of the mean diagonal of the head's Hessian."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -6,7 +6,7 @@ What is known is written after each block, so that an interrupted search goes on
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from flatlm.convert.weights import WeightSource
 from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.model import final_logits
+from flatlm.progress import Progress
 from flatlm.quantize import gptq
 from flatlm.quantize.encode import as_stored
 from flatlm.quantize.scale_search import round_rows
@@ -29,7 +30,6 @@ from flatlm.utilities.tuning.units import Unit, possible, units
 
 Costs = dict[str, dict[str, float]]
 """KL in nats by a unit's pattern and a scheme."""
-Progress = Callable[[str, int, int], None]
 LOGITS_AT_ONCE = 1 << 24
 
 

@@ -95,7 +95,7 @@ def collect(folder: Path) -> Findings:
             "export a model into it, and measure it with flatlm evaluate and flatlm benchmark"
         )
     subjects = [_subject(index, found[file], folder) for index, file in enumerate(sorted(found), 1)]
-    return Findings(folder, tuple(_labelled(subjects)), tuple(comparisons))
+    return Findings(folder, tuple(_labelled(_named(subjects))), tuple(comparisons))
 
 
 def named(values: object, *keys: str) -> str | None:
@@ -149,6 +149,14 @@ def _benchmarks(results: FileResults) -> tuple[BenchmarkRecord, ...]:
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         path = result_path(results.file, "benchmark")
         raise RuntimeFileError(f"{path} is not a list of benchmark records ({error!r}): measure again, or remove it") from error
+
+
+def _named(subjects: Sequence[Subject]) -> list[Subject]:
+    """By the file's name alone, where no two files in different folders share it: a sweep's folders repeat it."""
+    names = [subject.name.rpartition("/")[2] for subject in subjects]
+    if len(set(names)) < len(names):
+        return list(subjects)
+    return [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
 
 
 def _labelled(subjects: Sequence[Subject]) -> list[Subject]:

@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatlm.commands import base
+from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import BenchmarkRecord, BenchmarkRequest, Measure
 from flatlm.generative.benchmarking.tables import as_csv, as_markdown, rounded
 from flatlm.generative.targets.open import FORMS, open_target
@@ -37,13 +39,14 @@ def run(args: argparse.Namespace) -> int:
     )
     target = open_target(args.target, ssh_options=args.ssh_option, remote_python=args.remote_python)
     records: list[BenchmarkRecord] = []
+    old = kept(args.file) if args.save else []
     with base.progress_bar() as progress, contextlib.ExitStack() as stack:
         if isinstance(target, contextlib.AbstractContextManager):
             stack.enter_context(target)  # what it copies serves all thread counts
         for threads in dict.fromkeys(args.threads):
             records.append(target.benchmark(replace(request, threads=threads), progress))
             if args.save:
-                save(args.file, records)
+                save(args.file, old, records)
     if args.json:
         several = {"records": [record.to_dict() for record in records]} if len(records) > 1 else {}
         base.print_json(records[0].to_dict() | several)
@@ -54,14 +57,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def save(file: Path, records: list[BenchmarkRecord]) -> None:
+def kept(file: Path) -> list[dict[str, Any]]:
+    """What was measured of this content of the file before. RuntimeFileError where what lies beside it is something else."""
+    path = result_path(file, "benchmark")
+    found = read_json_result(path) if path.exists() else []
+    try:
+        size = file.stat().st_size
+        return [record for record in found if _setting(record) and record["file_bytes"] == size]
+    except (TypeError, KeyError):
+        raise RuntimeFileError(f"{path} is not a list of benchmark records, to which --save could add: move it away") from None
+
+
+def save(file: Path, old: list[dict[str, Any]], records: list[BenchmarkRecord]) -> None:
     """Beside the file, with what was measured before on other targets, thread counts and caches."""
     new = [record.to_dict() for record in records]
-    old = read_json_result(path) if (path := result_path(file, "benchmark")).exists() else []
     save_result(file, "benchmark", [*(item for item in old if _setting(item) not in map(_setting, new)), *new])
 
 
-def _setting(record: dict[str, Any]) -> tuple[object, ...]:
+def _setting(record: Mapping[str, Any]) -> tuple[object, ...]:
     return record["target"], record["threads"], record["weight_cache"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flatlm.commands import base
 from flatlm.convert.atomic_file import atomic_output
-from flatlm.errors import RuntimeFileError
+from flatlm.errors import OutputError, RuntimeFileError
 from flatlm.generative.benchmarking.record import Measure
 from flatlm.generative.benchmarking.tables import rounded
 from flatlm.generative.comparison.compare import (
@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if (args.checkpoint is None) != (args.recipes is None):
         raise RuntimeFileError("--checkpoint and --recipes go together: what to export, and how")
+    if args.save is not None:
+        _require_place(args.save)
     with ExitStack() as stack:
         progress = stack.enter_context(base.progress_bar())
         subjects = list(name_subjects(args.files))
@@ -78,16 +80,22 @@ def run(args: argparse.Namespace) -> int:
             args.llama_cpp_python,
         )
         found = compare(request, progress)
+    if args.json:
+        base.print_json(found.to_dict())
+    else:
+        print(describe(found, markdown=args.format == "markdown"))
     if args.save is not None:
         import json
 
         with atomic_output(args.save.with_name(args.save.name + COMPARISON_SUFFIX)) as temporary:
             temporary.write_text(json.dumps(found.to_dict(), indent=2) + "\n", "utf-8")
-    if args.json:
-        base.print_json(found.to_dict())
-    else:
-        print(describe(found, markdown=args.format == "markdown"))
     return 0
+
+
+def _require_place(path: Path) -> None:
+    """Before anything is measured."""
+    if not path.name or not path.parent.is_dir():
+        raise OutputError(f"--save {path}: give a name in a folder that exists; {COMPARISON_SUFFIX} is added to it")
 
 
 def _exported(args: argparse.Namespace, place: Path, progress: Progress) -> list[Subject]:
@@ -160,7 +168,7 @@ def _span(values: Sequence[int]) -> str:
 
 def _markdown(headers: list[str], rows: list[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _part(text: str) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flatlm.cli import main
-from flatlm.commands.benchmark import describe, save
+from flatlm.commands.benchmark import describe, kept, save
+from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking import measure
 from flatlm.generative.benchmarking.record import BenchmarkRecord
 from flatlm.utilities.results import read_results
@@ -57,11 +58,22 @@ def test_csv(file, capsys):
 
 def test_saved_by_target(tmp_path):
     file = tmp_path / "story.tflite"
-    save(file, [RECORD])
-    save(file, [replace(RECORD, target="local")])
-    save(file, [replace(RECORD, noise=())])
+    file.write_bytes(bytes(RECORD.file_bytes))
+    for record in (RECORD, replace(RECORD, target="local"), replace(RECORD, noise=())):
+        save(file, kept(file), [record])
     records = read_results(tmp_path)[0].results["benchmark"]
     assert [(record["target"], record["noise"]) for record in records] == [("local", list(RECORD.noise)), ("ssh://pi", [])]
+    file.write_bytes(b"another content")
+    assert kept(file) == []
+
+
+@pytest.mark.parametrize("beside", ['{"file": "x"}', '[{"target": "local"}]', "[1]"])
+def test_what_lies_beside_must_be_records(file, tmp_path, beside):
+    copy = tmp_path / "story.tflite"
+    copy.write_bytes(file.read_bytes())
+    copy.with_name("story.tflite.benchmark.json").write_text(beside)
+    with pytest.raises(RuntimeFileError, match="is not a list of benchmark records"):
+        kept(copy)
 
 
 def test_another_machine_is_described():

@@ -110,7 +110,7 @@ def _speeds(depth: int, times: Sequence[RunTimes], prefill: int, decode: int) ->
 
 def check_request(request: BenchmarkRequest) -> None:
     """Raises RuntimeFileError for a number that no file could be measured with."""
-    numbers: list[tuple[str, Any, int]] = [("prefill", request.prefill, 1), ("decode", request.decode, 1), ("runs", request.runs, 1)]
+    numbers: list[tuple[str, Any, int]] = [(name, getattr(request, name), 1) for name in ("prefill", "decode", "runs", "threads")]
     numbers += [("warmup", request.warmup, 0), *(("depths", depth, 0) for depth in request.depths)]
     for name, value, least in numbers:
         if value is not None and value < least:

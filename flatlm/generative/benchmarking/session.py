@@ -46,7 +46,7 @@ def local_transport(file: Path) -> Transport:
     def lost(how: str, line: str) -> RuntimeFileError:
         return RuntimeFileError(f"{file}: the process that measures it {how}{line and f': {line}'}")
 
-    return Transport((sys.executable, "-m", WORKER), str(file), str(file), lost, environment)
+    return Transport((sys.executable, "-P", "-m", WORKER), str(file), str(file), lost, environment)
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,7 @@ class Device:
         """The device of that serial, or the only one there is. Raises TargetError with the way out."""
         adb = _client()
         _adb(adb, "start-server")
-        listed = dict(
-            line.split(maxsplit=1) for line in _adb(adb, "devices").splitlines() if re.search(r"^\S+\s+\S", line) and "\t" in line
-        )
+        listed = dict(line.split("\t", 1) for line in _adb(adb, "devices").splitlines() if "\t" in line)  # names may have blanks
         seen = ", ".join(f"{name} ({state})" for name, state in listed.items()) or "none"
         if serial is None:
             if not listed:

@@ -8,6 +8,7 @@ stays, whichever end goes away.
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import tempfile
@@ -40,9 +41,11 @@ trap 'exit 1' HUP INT TERM PIPE
 echo "flatlm: $d"
 cat > /dev/null
 """
-# After a cut: whatever still runs from the folder, and the folder. Its name comes by stdin, so that this shell's own line lacks it.
+# After a cut: whatever still runs from the folder, and the folder. Its name comes by stdin, so that this shell's own line lacks it; a name
+# of which the line's end has come too soon must not be taken for one.
 _CLEAR = r"""
-read -r d
+read -r d || exit 1
+case "$d" in */flatlm.????????) ;; *) exit 1 ;; esac
 for p in /proc/[0-9]*; do
   case "$(tr '\0' ' ' 2> /dev/null < "$p/cmdline")" in *"$d/"*) kill -9 "${p#/proc/}" ;; esac
 done
@@ -232,9 +235,9 @@ def _parsed(name: str) -> tuple[str, int | None]:
         raise TargetError(f"{name!r} is not of the form {form}: {error}") from error
     if not host or parts.path or parts.query or parts.fragment or parts.password is not None:
         raise TargetError(f"{name!r} is not of the form {form}")
-    host = parts.netloc.rpartition("@")[2].removesuffix(f":{port}").strip("[]")  # as it was written: aliases know upper case
+    host = re.sub(r":\d*$", "", parts.netloc.rpartition("@")[2]).strip("[]")  # as it was written: aliases know upper case
     user = f"{parts.username}@" if parts.username else ""
-    if f"{user}{host}".startswith("-") or any(char.isspace() for char in name):
+    if host.startswith("-") or user.startswith("-") or any(char.isspace() for char in name):
         raise TargetError(f"{name!r} is not of the form {form}: no user or host begins with a dash or has spaces")
     return f"{user}{host}", port
 

@@ -164,7 +164,7 @@ def test_energy_is_unknown_where_one_run_has_none(tiny_file, answers, monkeypatc
         ({"warmup": -1}, "--warmup -1 is not possible: it is 0 or more"),
         ({"depths": (0, -1)}, "--depths -1"),
         ({"depths": ()}, "no depth"),
-        ({"threads": 0}, "0 threads"),
+        ({"threads": 0}, "--threads 0 is not possible"),
     ],
 )
 def test_impossible_requests(tiny_file, options, message):

@@ -14,7 +14,7 @@ from flatlm.errors import RuntimeFileError, TargetError
 from flatlm.generative.benchmarking.record import BenchmarkRequest
 from flatlm.generative.targets.open import open_target
 from flatlm.generative.targets.probe import Probe
-from flatlm.generative.targets.ssh import SshTarget, _parsed
+from flatlm.generative.targets.ssh import _CLEAR, SshTarget, _parsed
 from tests.generative.targets.board import Board, running_board
 from tests.generative.toy_model import S
 
@@ -230,6 +230,8 @@ def test_where_the_file_goes():
     [
         ("ssh://pi", ("pi", None)),
         ("ssh://Pi.Local:2222", ("Pi.Local", 2222)),
+        ("ssh://pi:022", ("pi", 22)),
+        ("ssh://pi:", ("pi", None)),
         ("ssh://me@10.0.0.7", ("me@10.0.0.7", None)),
         ("ssh://me@[fe80::1]:22", ("me@fe80::1", 22)),
     ],
@@ -239,8 +241,30 @@ def test_names(name, parsed):
 
 
 @pytest.mark.parametrize(
-    "name", ["ssh:", "ssh://", "ssh:pi", "ssh://pi/tmp", "ssh://me:secret@pi", "ssh://pi:port", "ssh://-oProxyCommand=x", "ssh://a b"]
+    "name",
+    [
+        "ssh:",
+        "ssh://",
+        "ssh:pi",
+        "ssh://pi/tmp",
+        "ssh://me:secret@pi",
+        "ssh://pi:port",
+        "ssh://-oProxyCommand=x",
+        "ssh://me@-oProxyCommand=x",
+        "ssh://a b",
+    ],
 )
 def test_no_names(name):
     with pytest.raises(TargetError, match="is not of the form ssh://"):
         open_target(name)
+
+
+@pytest.mark.parametrize("said", [b"", b"/usr", b"/usr\n", b"\n"])
+def test_nothing_is_cleared_for_a_name_that_came_in_part(said, tmp_path):
+    """The line may break again in the middle of the name."""
+    script = _CLEAR.replace("kill -9", "echo kill").replace("rm -rf", "echo remove")
+    done = subprocess.run(["sh", "-c", script], input=said, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    folder = tmp_path / "flatlm.abcdefgh"
+    whole = subprocess.run(["sh", "-c", script], input=f"{folder}\n".encode(), capture_output=True, check=True)
+    assert whole.stdout.decode() == f"remove {folder}\n"

@@ -31,7 +31,7 @@ def read_documents(path: Path) -> list[str]:
         raise TextError(f"{path}: the suffix says what it is; use {', '.join(SUFFIXES)}")
     text = _read(path)
     if path.suffix == ".txt":
-        found = [(str(path), text)]
+        found = [(str(path), text.replace("\r\n", "\n").replace("\r", "\n"))]  # as every text file is read
     elif path.suffix == ".json":
         values = _parse(text, str(path))
         if not isinstance(values, list):

@@ -26,18 +26,18 @@ class Distributions:
     @classmethod
     def of(cls, logits: NDArray[np.float32], targets: NDArray[np.int64], top: int) -> Self:
         """From whole logits [n, V], with top <= V, and the true tokens [n]."""
+        first = np.argpartition(logits, logits.shape[-1] - top, axis=-1)[:, logits.shape[-1] - top :]
         log_p = log_softmax(logits)
-        first = np.argpartition(-log_p, top - 1, axis=-1)[:, :top]
-        order = np.argsort(-np.take_along_axis(log_p, first, -1), axis=-1, kind="stable")
+        order = np.lexsort((first, -np.take_along_axis(log_p, first, -1)), axis=-1)  # of equal ones the smaller id
         ids = np.take_along_axis(first, order, -1)
         records = np.zeros(len(logits), record_type(top))
         records["ids"], records["log_p"] = ids, np.take_along_axis(log_p, ids, -1)
         records["nll"] = negative_log_likelihood(logits, targets)
-        terms = np.exp(log_p) * np.where(np.isfinite(log_p), log_p, 0.0)
         mass = np.exp(log_p)
-        np.put_along_axis(terms, ids, 0.0, -1)
         np.put_along_axis(mass, ids, 0.0, -1)
-        records["rest"], records["rest_log"] = mass.sum(-1), terms.sum(-1)
+        records["rest"] = mass.sum(-1)
+        mass *= np.where(mass > 0, log_p, 0.0)
+        records["rest_log"] = mass.sum(-1)
         return cls(records)
 
     def score(self, logits: NDArray[np.float32], targets: NDArray[np.int64]) -> Tokens:
@@ -76,7 +76,8 @@ def score_whole(
     found["kl"] = found["kl_most"] = kl_divergence(reference, logits)
     found["top1"], found["top5"] = _agreement(reference.argmax(-1), logits)
     with np.errstate(invalid="ignore"):
-        found["kl_missed"] = np.nan if kept is None else found["kl"] - kept.score(logits, targets)["kl"]
+        missed = np.nan if kept is None else found["kl"] - kept.score(logits, targets)["kl"]
+    found["kl_missed"] = np.where(np.isfinite(found["kl"]), missed, np.nan if kept is None else 0.0)
     return found
 
 

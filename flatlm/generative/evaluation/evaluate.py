@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flatlm import __version__
 from flatlm.errors import RuntimeFileError, TextError
 from flatlm.generative.evaluation.greedy import GreedyDivergence, greedy_divergence, greedy_tokens, prompt_key, prompts_of
 from flatlm.generative.evaluation.journal import Journal, journal_directory
@@ -21,7 +22,7 @@ from flatlm.generative.runner import Runner
 from flatlm.generative.verify import require_its_adapter, require_the_same_vocabulary
 from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.digests import digest_of, file_digest
+from flatlm.utilities.digests import digest_of, file_digest, weight_states
 from flatlm.utilities.documents import Piece, encode_document, windows
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -194,13 +195,19 @@ class _LazyReference:
         assert self._model is not None
         return self._model.feed(ids)
 
-    def fingerprint(self) -> dict[str, str]:
-        """What decides on its distributions."""
+    def fingerprint(self) -> dict[str, object]:
+        """What decides on its distributions, and on whether the file is compared with them at all."""
         with open_checkpoint(self._checkpoint, lora=self._request.lora) as store:
             config = self._checkpoint / "config.json"
-            digest = file_digest(config) if config.is_file() else ""
-            versions = {name: version(name) for name in ("torch", "transformers")}
-            return {"checkpoint": store.fingerprint(), "config": digest, "name": self.name, **versions}
+            return {
+                "checkpoint": store.fingerprint(),  # which reads samples of the weights alone
+                "files": [weight_states(path) for path in (self._checkpoint, self._request.lora) if path is not None],
+                "config": file_digest(config) if config.is_file() else "",
+                "name": self.name,
+                "vocabulary": self._runner.vocab_size,
+                **{name: version(name) for name in ("torch", "transformers")},
+                **({"flatlm": __version__, "context": self._runner.cache_length} if self.name == "eager" else {}),
+            }
 
 
 def _require_possible(request: EvaluationRequest) -> None:
@@ -295,7 +302,7 @@ def _foretold(request: EvaluationRequest, context: int, documents: Sequence[Sequ
 def _greedy(
     request: EvaluationRequest, reference: _LazyReference, cache: ReferenceCache | None, runner: Runner, documents: Sequence[Sequence[int]]
 ) -> GreedyDivergence | None:
-    prompts = prompts_of(documents, request.greedy_prompts)
+    prompts = prompts_of(documents, request.greedy_prompts, room=runner.cache_length)
     if not prompts:
         return None
     count = min(GREEDY_TOKENS, runner.cache_length - max(map(len, prompts)) + 1)

@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from flatlm.errors import OutputError
 from flatlm.generative.evaluation.scores import TOKEN, Tokens
 from flatlm.generative.memory import cache_directory
+
+ABANDONED_S = 30 * 24 * 3600.0
 
 
 def journal_directory() -> Path:
@@ -88,6 +91,7 @@ def _open(directory: Path, key: str, name: str) -> tuple[Path, IO[bytes] | None]
     folder = directory / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _forget(directory)
         file = (folder / name).open("a+b")
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --work folder") from error
@@ -97,3 +101,10 @@ def _open(directory: Path, key: str, name: str) -> tuple[Path, IO[bytes] | None]
         file.close()
         return folder, None
     return folder, file
+
+
+def _forget(directory: Path) -> None:
+    """Remove evaluations that nobody has gone on with for a month."""
+    for folder in directory.iterdir():
+        if (folder / "tokens").exists() and time.time() - (folder / "tokens").stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -105,7 +105,8 @@ class ReferenceCache:
         self._write("missed.json", {"mean_kl": mean_kl, "file": file})
 
     def close(self) -> None:
-        self._records.close()
+        with suppress(OSError):  # of a full disk, for what was not written yet
+            self._records.close()
         self._lock.close()
 
     def _write(self, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from flatlm.generative.evaluation.distributions import Distributions, score_alone, score_whole
 from flatlm.generative.evaluation.journal import Journal
 from flatlm.generative.evaluation.reference_cache import ReferenceCache
-from flatlm.generative.evaluation.scores import Tokens
+from flatlm.generative.evaluation.scores import TOKEN, Tokens
 from flatlm.generative.reference import Reference
 from flatlm.generative.runner import Runner
 from flatlm.progress import Progress
@@ -18,7 +18,9 @@ from flatlm.utilities.documents import Piece
 CHUNK = 64
 """Tokens that are read at once where the file reads one by one."""
 LOGITS_AT_ONCE = 1 << 25
-"""The most logits (tokens times vocabulary) that are held of each side: 128 MB, and twice as much in float64."""
+"""The most logits (tokens times vocabulary) that are held of each side: 128 MB; more only where the shortest signature gives more."""
+SCORED_AT_ONCE = 1 << 22
+"""The most logits that are scored at once: about ten times as much memory is needed for it, 170 MB."""
 
 
 class Subject(Protocol):
@@ -67,15 +69,19 @@ class KeptReference:
         """The file's logits [n, V] for the targets [n], which follow the last n of the inputs. All inputs come, in the window's order."""
         n = len(targets)
         if self._known is not None:
-            records = self._known.records[self._done : self._done + n]
+            known = self._known.records[self._done : self._done + n]
             self._done += n
-            return Distributions(records).score(logits, targets)
+            return _joined([Distributions(known[rows]).score(logits[rows], targets[rows]) for rows in _slices(logits)])
         expected = self._reference.feed(inputs)[len(inputs) - n :]
-        if self._cache is None or not n:
+        return _joined([self._score(expected[rows], logits[rows], targets[rows]) for rows in _slices(logits)])
+
+    def _score(self, expected: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int64]) -> Tokens:
+        """Against what the reference itself says, which is kept."""
+        if self._cache is None:
             return score_whole(expected, None, logits, targets)
         kept = Distributions.of(expected, targets, self._cache.top)
         self._cache.append(self._first + self._done, kept)
-        self._done += n
+        self._done += len(targets)
         return score_whole(expected, kept, logits, targets)
 
 
@@ -99,11 +105,14 @@ def score_windows(
         parts = []
         for inputs, targets in _chunks(piece, chunk):
             logits = subject.feed(inputs)[len(inputs) - len(targets) :]
-            parts.append(score_alone(logits, targets) if reference is None else reference.score(inputs, logits, targets))
+            if reference is None:
+                parts += [score_alone(logits[rows], targets[rows]) for rows in _slices(logits)]
+            else:
+                parts.append(reference.score(inputs, logits, targets))
             done += len(targets)
             if progress is not None:
                 progress("evaluate", done, total)
-        found.append(np.concatenate(parts))
+        found.append(_joined(parts))
         if journal is not None:
             journal.append(found[-1])
     return found
@@ -115,9 +124,20 @@ def prefills_logits(runner: Runner) -> bool:
 
 
 def chunk_length(runner: Runner) -> int:
-    """As many tokens as the longest prefill signature with logits takes, within what memory allows."""
+    """As many tokens as a prefill signature with logits takes: the longest within what memory allows, or else the shortest."""
     lengths = [spec.length for spec in runner.file.prefill if "logits" in spec.outputs]
-    return max(1, min(max(lengths, default=CHUNK), LOGITS_AT_ONCE // runner.vocab_size))
+    most = max(1, LOGITS_AT_ONCE // runner.vocab_size)
+    return max((length for length in lengths if length <= most), default=min(lengths, default=min(CHUNK, most)))
+
+
+def _slices(logits: NDArray[np.float32]) -> Iterator[slice]:
+    """Rows that are scored at once."""
+    step = max(1, SCORED_AT_ONCE // logits.shape[-1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    return np.concatenate(parts) if parts else np.zeros(0, TOKEN)
 
 
 def _chunks(piece: Piece, length: int) -> Iterator[tuple[tuple[int, ...], NDArray[np.int64]]]:

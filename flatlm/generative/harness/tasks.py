@@ -183,7 +183,11 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None) -> Any:
     if include_path is not None:
         if not include_path.is_dir():
             raise TextError(f"{include_path} is not a directory of tasks")
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
+        try:
+            manager = TaskManager(include_path=str(include_path), include_defaults=False)
+        except Exception as error:  # of whatever YAML there is
+            said = " ".join(str(error).split())
+            raise TextError(f"the tasks in {include_path} cannot be read: {said}") from error
         if all(manager.match_tasks([task]) for task in tasks):
             return manager
     manager = TaskManager(include_path=None if include_path is None else str(include_path))

@@ -182,9 +182,10 @@ def test_documents_from_each_kind_of_file(tmp_path: Path) -> None:
         "b.json": ('["one", {"text": "two"}]', ["one", "two"]),
         "c.jsonl": ('"one\u2028"\n\n{"text": "two", "id": 7}\n', ["one\u2028", "two"]),
         "d.txt": ("\ufeffwith a mark", ["with a mark"]),
+        "e.txt": ("one\r\ntwo\r", ["one\ntwo\n"]),
     }
     for name, (content, expected) in kinds.items():
-        (tmp_path / name).write_text(content, "utf-8")
+        (tmp_path / name).write_bytes(content.encode())
         assert read_documents(tmp_path / name) == expected
 
 

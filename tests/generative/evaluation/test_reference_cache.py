@@ -1,27 +1,32 @@
 """What is kept of a reference, what that costs, and evaluations that are killed and go on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from flatlm.errors import ConfigError, OutputError
 from flatlm.generative.evaluation import evaluate as module
-from flatlm.generative.evaluation import reference_cache
+from flatlm.generative.evaluation import reference_cache, scoring
 from flatlm.generative.evaluation.distributions import Distributions, record_type, score_whole
 from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
+from flatlm.generative.evaluation.greedy import equal_tokens, prompts_of
 from flatlm.generative.evaluation.journal import Journal
 from flatlm.generative.evaluation.reference_cache import ReferenceCache, top_that_fits
 from flatlm.generative.evaluation.scores import TOKEN, standard_error
+from flatlm.generative.evaluation.scoring import KeptReference, chunk_length, score_windows
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
-from flatlm.utilities.documents import read_documents
+from flatlm.utilities.documents import Piece, read_documents
 from flatlm.utilities.exporter import ExportRequest, export
 
 ASSETS = Path(__file__).parents[3] / "flatlm" / "assets"
@@ -69,6 +74,73 @@ def test_logits_that_are_not_numbers_are_infinitely_far() -> None:
     found = Distributions.of(rows(0), np.arange(5), 8).score(broken, np.arange(5))
     assert np.isinf(found["kl"]).tolist() == [False, False, True, False, False]
     assert not found["top1"][2] and not np.isfinite(found["nll"][2])
+
+
+def test_of_equal_tokens_the_smaller_id_comes_first() -> None:
+    reference = np.zeros((1, 300), np.float32)
+    reference[0, [40, 250, 7, 9]] = 3.0
+    kept = Distributions.of(reference, np.array([7]), 4)
+    assert kept.records["ids"][0].tolist() == [7, 9, 40, 250]
+    file = rows(0, 1, 300, 0.1)
+    file[0, 7] = 5.0
+    assert kept.score(file, np.array([7]))["top1"][0] and score_whole(reference, kept, file, np.array([7]))["top1"][0]
+
+
+def test_of_a_file_that_gives_no_numbers_nothing_is_said_to_be_kept() -> None:
+    broken = np.full((1, 40), np.nan, np.float32)
+    reference = rows(0, 1)
+    found = score_whole(reference, Distributions.of(reference, np.array([1]), 8), broken, np.array([1]))
+    assert np.isinf(found["kl"][0]) and found["kl_missed"][0] == 0
+
+
+class NoNumbers:
+    def reset(self) -> None: ...
+    def prefill(self, ids: list[int]) -> None: ...
+    def step(self, token: int) -> np.ndarray:
+        return np.full(9, np.nan, np.float32) if token == 2 else np.eye(9, dtype=np.float32)[2]
+
+
+def test_greedy_texts_part_where_there_are_no_numbers() -> None:
+    assert equal_tokens(NoNumbers(), [5], [2, 0, 0]) == 1
+    assert [len(prompt) for prompt in prompts_of([range(100), range(9), range(1)], 5, room=512)] == [16, 4, 1]
+    assert [len(prompt) for prompt in prompts_of([range(100), range(9)], 1, room=8)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "lengths", "chunk"),
+    [(32_000, (16, 128, 512), 512), (262_144, (16, 128, 512), 128), (262_144, (512, 1024), 512), (262_144, (), 64), (1 << 26, (), 1)],
+)
+def test_chunks_are_what_a_signature_takes(vocabulary: int, lengths: tuple[int, ...], chunk: int) -> None:
+    specs = [SimpleNamespace(length=length, outputs={"logits": None}) for length in lengths]
+    assert chunk_length(SimpleNamespace(vocab_size=vocabulary, file=SimpleNamespace(prefill=specs))) == chunk
+
+
+def test_rows_are_scored_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is found is the same, and so is what is kept."""
+
+    class Fixed:
+        name = "fixed"
+
+        def __init__(self, seed: int) -> None:
+            self.logits = rows(seed, 20)
+
+        def reset(self) -> None: ...
+        def feed(self, ids: list[int]) -> np.ndarray:
+            return self.logits[: len(ids)]
+
+    piece = Piece(tuple(range(20)), 19)
+    found = []
+    for number, most in enumerate((1 << 22, 3 * 40)):
+        monkeypatch.setattr(scoring, "SCORED_AT_ONCE", most)
+        cache = ReferenceCache.open(tmp_path / str(number), "key", 8)
+        found.append(score_windows(Fixed(0), [piece], reference=KeptReference(Fixed(1), cache), chunk=20)[0])
+        found.append(score_windows(Fixed(0), [piece], reference=KeptReference(Fixed(1), cache), chunk=20)[0])
+        found.append(score_windows(Fixed(0), [piece], chunk=20)[0])
+        cache.close()
+    assert np.isnan(found[1]["kl_missed"]).all() and not np.isnan(found[0]["kl_missed"]).any()
+    for one, other in zip(found[:3], found[3:], strict=True):
+        for name in TOKEN.names:
+            np.testing.assert_array_equal(one[name], other[name])
 
 
 def test_a_longer_text_keeps_less_of_each() -> None:
@@ -212,6 +284,20 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(request_of, tmp_path: Pa
     assert again.divergence.mean_kl == pytest.approx(whole.divergence.mean_kl, rel=1e-3)
     assert replace(again, divergence=None, kept_reference=None) == replace(whole, divergence=None)
     assert not any((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_weights_that_were_changed_are_another_reference(request_of, tmp_path: Path) -> None:
+    """In a place that the fingerprint of a checkpoint, which reads samples, does not look at."""
+    checkpoint = tmp_path / "changed"
+    shutil.copytree(DEMO, checkpoint)
+    first = evaluate(replace(request_of("none"), checkpoint=checkpoint, documents=STORIES[:2]))
+    weights = checkpoint / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"][500:] *= 1.5
+    save_file(tensors, weights)
+    again = evaluate(replace(request_of("none"), checkpoint=checkpoint, documents=STORIES[:2]))
+    assert again.kept_reference is None and again.divergence.reference_perplexity > 1.01 * first.divergence.reference_perplexity
 
 
 @pytest.mark.slow

@@ -116,7 +116,10 @@ class BenchmarkRecord:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Of what `to_dict` gave, from JSON; unknown keys are passed over."""
+        """Of what `to_dict` gave, from JSON; unknown keys are passed over.
+
+        Raises ValueError, TypeError, KeyError or AttributeError for anything else.
+        """
         known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
         spread = value.get("spread", {})
         known |= {name: Measure.from_dict(spread.get(name)) for name in _MEASURES if name in known}
@@ -130,6 +133,13 @@ class BenchmarkRecord:
             )
             for item in known["depths"]
         )
+        depths = [speeds.depth for speeds in known["depths"]]
+        if not depths or not all(isinstance(depth, int) and not isinstance(depth, bool) for depth in depths):
+            raise ValueError(f"depths has to be one whole number or more, not {depths}")
+        machine = known["machine"]
+        for name, text in {"target": known["target"], "cpu": machine.cpu, "architecture": machine.architecture}.items():
+            if not isinstance(text, str):
+                raise ValueError(f"{name} has to be text, not {text!r}")
         return cls(**known)
 
 

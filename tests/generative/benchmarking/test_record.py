@@ -1,4 +1,7 @@
 import json
+import math
+
+import pytest
 
 from flatlm.generative.benchmarking.record import BenchmarkRecord, DepthSpeeds, Machine, Measure
 
@@ -29,3 +32,22 @@ def test_json_and_back():
     assert found["load_s"] is None
     assert found["spread"]["decode_tokens_per_second"] == {"median": 5.0, "minimum": 5.0, "maximum": 5.0, "runs": 1}
     assert BenchmarkRecord.from_dict(found | {"added_later": 1}) == RECORD
+
+
+@pytest.mark.parametrize("depth", [None, "0", 0.5, True, [], math.nan])
+def test_a_depth_is_a_whole_number(depth):
+    found = RECORD.to_dict()
+    found["depths"][1]["depth"] = depth
+    with pytest.raises(ValueError, match="depths has to be one whole number or more, not"):
+        BenchmarkRecord.from_dict(found)
+
+
+def test_there_is_a_depth():
+    with pytest.raises(ValueError, match=r"depths has to be one whole number or more, not \[\]"):
+        BenchmarkRecord.from_dict(RECORD.to_dict() | {"depths": []})
+
+
+@pytest.mark.parametrize("change", [{"target": ["local"]}, {"machine": RECORD.to_dict()["machine"] | {"cpu": []}}])
+def test_names_are_text(change):
+    with pytest.raises(ValueError, match="has to be text, not"):
+        BenchmarkRecord.from_dict(RECORD.to_dict() | change)

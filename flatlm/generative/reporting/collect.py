@@ -10,14 +10,18 @@ from flatlm.errors import RuntimeFileError
 from flatlm.generative.benchmarking.record import BenchmarkRecord
 from flatlm.generative.inspect import inspect_file
 from flatlm.generative.reporting.figures import drawable, number, printable, shortened
-from flatlm.utilities.results import KINDS, FileResults, read_comparisons, read_results, result_path
+from flatlm.utilities.digests import file_digest
+from flatlm.utilities.results import FILE_KEY, KINDS, FileResults, read_comparisons, read_results, result_path
 
 SUFFIXES = (".tflite", ".litertlm")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One exported file. Mappings are empty, and `benchmarks` too, where nothing was measured; their values are not checked."""
+    """One exported file. Mappings are empty, and `benchmarks` too, where nothing was measured; their values are not checked.
+
+    They are of the file's content as it is, as far as they tell which one they are of.
+    """
 
     number: int
     """Its row in the summary, and its name in crowded plots."""
@@ -32,6 +36,8 @@ class Subject:
     layers: Mapping[str, Any]
     problem: str | None = None
     """Why the file itself could not be read, where it could not."""
+    outdated: tuple[str, ...] = ()
+    """What was measured of an earlier content of the file, and is left out."""
 
     @property
     def anchor(self) -> str:
@@ -115,6 +121,7 @@ def at(values: object, *keys: str) -> Any:
 
 def _subject(index: int, results: FileResults, folder: Path) -> Subject:
     file = results.file
+    results, outdated = _of_this_content(results)
     inspection, problem = _object(results, "inspection"), None
     if not inspection and file.is_file():
         try:
@@ -132,7 +139,46 @@ def _subject(index: int, results: FileResults, folder: Path) -> Subject:
         _benchmarks(results),
         _object(results, "layers"),
         problem,
+        outdated,
     )
+
+
+def _of_this_content(results: FileResults) -> tuple[FileResults, tuple[str, ...]]:
+    """Without what tells that it is of another content than the file has now, and what that is; all of it where the file is away.
+
+    An export to a file's name leaves beside it what was measured of the file before.
+    """
+    file = results.file
+    if not file.is_file():
+        return results, ()
+    kept, outdated = dict(results.results), list[str]()
+    size = file.stat().st_size
+    if at(kept.get("inspection"), "bytes") not in (None, size):
+        del kept["inspection"]
+        outdated.append("inspection")
+    evaluated, layers = at(kept.get("evaluation"), FILE_KEY), at(kept.get("layers"), FILE_KEY)
+    if evaluated is not None or layers is not None:
+        digest = _digest(file)
+        if evaluated not in (None, digest):
+            del kept["evaluation"]
+            outdated.append("evaluation")
+        # an evaluation with layers saves both, and the layers without a digest
+        if "layers" in kept and (layers not in (None, digest) or (layers is None and "evaluation" in outdated)):
+            del kept["layers"]
+            outdated.append("per-layer error")
+    records = _benchmarks(results)
+    fresh = [i for i, record in enumerate(records) if record.file_bytes == size]
+    if len(fresh) < len(records):
+        kept["benchmark"] = [kept["benchmark"][i] for i in fresh]
+        outdated += dict.fromkeys(f"speed on {printable(record.target)}" for record in records if record.file_bytes != size)
+    return FileResults(file, kept), tuple(outdated)
+
+
+def _digest(file: Path) -> str:
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise RuntimeFileError(f"{file} cannot be read ({error.strerror}): make it readable, or remove it") from error
 
 
 def _object(results: FileResults, kind: str) -> Mapping[str, Any]:

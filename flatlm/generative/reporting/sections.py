@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flatlm import __version__
 from flatlm.generative.benchmarking.record import BenchmarkRecord, Measure
-from flatlm.generative.reporting import comparisons, model_card
+from flatlm.generative.reporting import comparisons, missing, model_card
 from flatlm.generative.reporting.collect import Findings, Subject, at, named
 from flatlm.generative.reporting.document import MISSING, Block, Cell, Document, Folded, Kind, Paragraph, Section, Table
 from flatlm.generative.reporting.figures import cell, drawable, figures, number, percent, printable, text_cell
@@ -15,16 +15,6 @@ OPEN_UP_TO = 2
 """Files whose details are shown opened."""
 ROWS_SHOWN = 30
 """Of speeds; more are folded away."""
-HOW = {
-    "the file itself": "put it back into the folder, or save flatlm inspect FILE --json beside it",
-    "verification": "flatlm verify FILE CHECKPOINT, or export without --no-verify",
-    "perplexity": "flatlm evaluate FILE --text TEXT",
-    "distance from the checkpoint": "flatlm evaluate FILE --text TEXT --checkpoint CHECKPOINT",
-    "tasks": "flatlm evaluate FILE --tasks NAME,...",
-    "speed": "flatlm benchmark FILE",
-    "per-layer error": "flatlm report DIR --checkpoint CHECKPOINT",
-}
-"""What may be missing, and what measures it."""
 
 
 def build(findings: Findings) -> Document:
@@ -41,7 +31,7 @@ def build(findings: Findings) -> Document:
         ("Verification", "verification", _verification(subjects)),
         ("The files", "files", [model_card.folded(subject, shown=len(subjects) <= OPEN_UP_TO) for subject in subjects]),
         ("Machines and noise", "machines", _machines(subjects, findings.comparisons)),
-        ("Not measured", "missing", _missing(findings)),
+        ("Not measured", "missing", missing.blocks(findings)),
     ]
     families = Counter(model_card.model_name(subject) for subject in subjects)
     subtitle = f"{len(subjects)} exported {'file' if len(subjects) == 1 else 'files'} in {printable(findings.folder.resolve().name)}"
@@ -302,32 +292,6 @@ def _machines(subjects: Sequence[Subject], compared: Sequence[Mapping[str, objec
         rows.append((text_cell(target), *(text_cell(text) for text in known), quiet))
     headers = ("target", "processor", "architecture", "cores", "memory", "system", "runtime", "reasons to doubt the figures")
     return [Table("Where speeds were measured", headers, tuple(rows))] if rows else []
-
-
-def _missing(findings: Findings) -> list[Block]:
-    absent: dict[str, list[Subject]] = {what: [] for what in HOW}
-    for s in findings.subjects:
-        present = {
-            "the file itself": bool(s.inspection),
-            "verification": isinstance(s.manifest.get("verification"), Mapping),
-            "perplexity": s.measured("perplexity") is not None,
-            "distance from the checkpoint": s.measured("mean_kl") is not None,
-            "tasks": bool(at(s.evaluation, "tasks")),
-            "speed": bool(s.benchmarks),
-            "per-layer error": bool(s.layer_rows()),
-        }
-        for what, there in present.items():
-            if not there:
-                absent[what].append(s)
-    everything = len(findings.subjects)
-    rows = []
-    for what, lacking in absent.items():
-        if lacking:
-            whom = "all files" if len(lacking) == everything else ", ".join(s.name for s in lacking)
-            rows.append((Cell(what), Cell(whom), Cell(HOW[what], Kind.CODE)))
-    if not findings.comparisons:
-        rows.append((Cell("files and peers side by side"), Cell("all files"), Cell("flatlm compare A B --save", Kind.CODE)))
-    return [Table("What is missing, and what measures it", ("what", "of", "how to get it"), tuple(rows))] if rows else []
 
 
 def _table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[Block]:

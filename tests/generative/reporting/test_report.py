@@ -14,12 +14,13 @@ import pytest
 from flatlm.cli import main
 from flatlm.errors import OutputError, RuntimeFileError
 from flatlm.generative.reporting.collect import collect
-from flatlm.generative.reporting.document import MISSING, Table
+from flatlm.generative.reporting.document import MISSING, Paragraph, Table
 from flatlm.generative.reporting.html import render
 from flatlm.generative.reporting.report import report
 from flatlm.generative.reporting.sections import build
 from flatlm.generative.reporting.svg import inline_svg
-from flatlm.utilities.results import result_path
+from flatlm.utilities.digests import file_digest
+from flatlm.utilities.results import FILE_KEY, result_path, save_evaluation, save_result
 from tests.generative.reporting.conftest import DEMO, write_comparison, write_results
 
 EVIL = """"><script>alert(1)</script><img src=x onerror=alert(2)>'&amp; $\\frac{1}{0}$ ${x} | `a` [l](javascript:x) \u202e"""
@@ -102,7 +103,7 @@ def test_what_was_not_measured_is_said(tmp_path):
     assert document.sections[-1].title == "Not measured"
     (table,) = document.sections[-1].blocks
     rows = {row[0].text: (row[1].text, row[2].text) for row in table.rows}
-    assert rows["speed"] == ("bare.tflite", "flatlm benchmark FILE")
+    assert rows["speed"] == ("bare.tflite", "flatlm benchmark FILE --save")
     assert rows["the file itself"][0] == "bare.tflite" and rows["per-layer error"][0] == "bare.tflite"
     assert rows["files and peers side by side"][0] == "all files" and "verification" not in rows
     summary = document.sections[0].blocks[0]
@@ -261,3 +262,55 @@ def test_a_report_is_replaced_whole(fill, tmp_path):
     output.write_text("old")
     report(fill(1), output)
     assert output.read_text().startswith("<!DOCTYPE html>") and not list(tmp_path.glob(".r*"))
+
+
+def test_what_was_measured_of_an_earlier_content_is_left_out_and_told(demo_bundle, tmp_path):
+    """As an export to the name of an earlier file leaves it."""
+    file = tmp_path / "again.litertlm"
+    write_results(file, 0, 1)
+    save_evaluation(write_file(file, b"what the name stood for before"), json.loads(result_path(file, "evaluation").read_text()))
+    file.write_bytes(demo_bundle.read_bytes())
+    size = file.stat().st_size
+    path = result_path(file, "benchmark")
+    (old,) = json.loads(path.read_text())
+    path.write_text(json.dumps([old, old | {"target": "ssh://pi", "file_bytes": size}]))
+    (subject,) = collect(tmp_path).subjects
+    assert subject.outdated == ("inspection", "evaluation", "per-layer error", "speed on local")
+    assert subject.bytes == size and subject.problem is None, "it was inspected anew"
+    assert not subject.evaluation and not subject.layers
+    assert [record.target for record in subject.benchmarks] == ["ssh://pi"]
+    section = build(collect(tmp_path)).sections[-1]
+    said = "again.litertlm: measured of an earlier content, left out: inspection; evaluation; per-layer error; speed on local."
+    assert section.title == "Not measured" and section.blocks[-1] == Paragraph(said)
+
+
+def test_what_was_measured_of_this_content_stays(demo_bundle, tmp_path):
+    """So does what does not tell which content it is of."""
+    file = tmp_path / "same.litertlm"
+    write_results(file, 0, 1)
+    size = write_file(file, demo_bundle.read_bytes()).stat().st_size
+    for kind, change in {"inspection": {"bytes": size}, "benchmark": {"file_bytes": size}}.items():
+        value = json.loads(result_path(file, kind).read_text())
+        save_result(file, kind, [value[0] | change] if kind == "benchmark" else value | change)
+    for digest in ({}, {FILE_KEY: file_digest(file)}):
+        for kind in ("evaluation", "layers"):
+            save_result(file, kind, json.loads(result_path(file, kind).read_text()) | digest)
+        (subject,) = collect(tmp_path).subjects
+        assert not subject.outdated and subject.benchmarks and subject.layer_rows() and subject.measured("mean_kl") is not None
+    save_result(file, "layers", json.loads(result_path(file, "layers").read_text()) | {FILE_KEY: "0" * 64})
+    (subject,) = collect(tmp_path).subjects
+    assert subject.outdated == ("per-layer error",) and not subject.layers and subject.evaluation
+
+
+def write_file(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("depths", [[], [{"depth": "x", "prefill_tokens_per_second": None, "decode_tokens_per_second": None}]])
+def test_a_benchmark_without_a_depth_is_one_error(fill, depths):
+    folder = fill(1)
+    path = result_path(folder / "model0-fp16.tflite", "benchmark")
+    path.write_text(json.dumps([json.loads(path.read_text())[0] | {"depths": depths}]))
+    with pytest.raises(RuntimeFileError, match=r"fp16\.tflite\.benchmark\.json is not a list of benchmark records \(ValueError"):
+        build(collect(folder))

@@ -98,12 +98,25 @@ class BenchmarkRecord:
     @property
     def prefill_tokens_per_second(self) -> Measure | None:
         """At the smallest depth."""
-        return self.depths[0].prefill_tokens_per_second
+        return self._shallowest.prefill_tokens_per_second
 
     @property
     def decode_tokens_per_second(self) -> Measure | None:
         """At the smallest depth."""
-        return self.depths[0].decode_tokens_per_second
+        return self._shallowest.decode_tokens_per_second
+
+    @property
+    def smallest_depth(self) -> int:
+        return self._shallowest.depth
+
+    @property
+    def threads_and_cache(self) -> str:
+        """What tells it from others of the same file and target, as a table says it."""
+        return f"{self.threads}{'' if self.weight_cache else ', no weight cache'}"
+
+    @property
+    def _shallowest(self) -> DepthSpeeds:
+        return min(self.depths, key=lambda speeds: speeds.depth)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `from_dict` reads it. Medians stand under the measures' names at the top, their spread under `spread`."""

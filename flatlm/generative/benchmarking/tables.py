@@ -24,7 +24,7 @@ def as_markdown(records: Sequence[BenchmarkRecord]) -> str:
     rows = [f"| {' | '.join(heads)} |", "| --- | --- | --- " + "| ---: " * 7 + "|"]
     for record, speeds in _lines(records):
         peak = "" if record.peak_rss_bytes is None else f"{record.peak_rss_bytes / 1e6:,.1f}"
-        cells = [record.file, record.target, record.machine.cpu, record.threads, speeds.depth]
+        cells = [record.file, record.target, record.machine.cpu, record.threads_and_cache, speeds.depth]
         cells += [_spread(speeds.prefill_tokens_per_second), _spread(speeds.decode_tokens_per_second)]
         cells += [_spread(record.time_to_first_token_s), _spread(record.load_s), peak]
         rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")

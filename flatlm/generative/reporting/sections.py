@@ -43,6 +43,8 @@ def build(findings: Findings) -> Document:
 def _summary(subjects: Sequence[Subject]) -> list[Block]:
     if not subjects:
         return []
+    target = _main_target(subjects)
+    records = [next((r for r in s.benchmarks if r.target == target and r.smallest_depth == 0), None) for s in subjects]
     columns: dict[str, list[Cell]] = {
         "#": [Cell(str(s.number), Kind.NUMBER) for s in subjects],
         "file": [Cell(s.name, Kind.CODE, s.anchor) for s in subjects],
@@ -53,16 +55,23 @@ def _summary(subjects: Sequence[Subject]) -> list[Block]:
         "bits per byte": [cell(s.measured("bits_per_byte"), digits=4) for s in subjects],
         "KL, nats": [cell(s.measured("mean_kl")) for s in subjects],
         "top-1": [percent(s.measured("top1_agreement")) for s in subjects],
-        "prefill, tokens/s": [_median(s, "prefill_tokens_per_second") for s in subjects],
-        "decode, tokens/s": [_median(s, "decode_tokens_per_second") for s in subjects],
-        "first token, ms": [_median(s, "time_to_first_token_s", 1e3) for s in subjects],
-        "peak memory, MB": [cell(s.benchmarks[0].peak_rss_bytes if s.benchmarks else None, factor=1e-6) for s in subjects],
+        "prefill, tokens/s": [_median(r, "prefill_tokens_per_second") for r in records],
+        "decode, tokens/s": [_median(r, "decode_tokens_per_second") for r in records],
+        "first token, ms": [_median(r, "time_to_first_token_s", 1e3) for r in records],
+        "peak memory, MB": [cell(r.peak_rss_bytes if r else None, factor=1e-6) for r in records],
     }
     blocks = _table("All files", tuple(columns), zip(*columns.values(), strict=True))
-    targets = sorted({printable(s.benchmarks[0].target) for s in subjects if s.benchmarks})
-    if targets:
-        blocks.append(Paragraph(f"Speeds are medians on {', '.join(targets)}, with nothing in the context before the prompt."))
+    if any(records):
+        others = len({record.target for s in subjects for record in s.benchmarks}) > 1
+        text = f"Speeds are medians on {printable(target)}, with nothing in the context before the prompt"
+        blocks.append(Paragraph(f"{text}; those on other targets are below." if others else f"{text}."))
     return blocks
+
+
+def _main_target(subjects: Sequence[Subject]) -> str | None:
+    """The one that most files were measured on from an empty context, the first of equals."""
+    found = Counter(target for s in subjects for target in dict.fromkeys(r.target for r in s.benchmarks if r.smallest_depth == 0))
+    return max(found, key=lambda target: found[target], default=None)
 
 
 def _quality(subjects: Sequence[Subject]) -> list[Block]:
@@ -156,7 +165,7 @@ def _speed(subjects: Sequence[Subject]) -> list[Block]:
         blocks += _speed_plot(name, printable(target), [(s, record) for s, record in records if record.target == target])
     speeds, others = [], []
     for s, record in records:
-        who = (_who(s), text_cell(record.target), cell(record.threads))
+        who = (_who(s), text_cell(record.target), _threads(record))
         for depth in record.depths:
             measures = depth.prefill_tokens_per_second, depth.decode_tokens_per_second
             speeds.append((*who, cell(depth.depth), *map(_spread, measures)))
@@ -174,7 +183,10 @@ def _speed_plot(name: str, target: str, records: Sequence[tuple[Subject, Benchma
     """Of one target: lines over the depths, or bars where there is but one."""
     measures = [(f"{name}, tokens/s", f"{name}_tokens_per_second") for name in ("decode", "prefill")]
     twice = max(Counter(s.number for s, _ in records).values()) > 1
-    labels = [f"{s.label}, {record.threads} threads" if twice else s.label for s, record in records]
+    labels = [
+        s.label + (f", {printable(record.threads)} threads" if twice else "") + ("" if record.weight_cache else ", no weight cache")
+        for s, record in records
+    ]
     if any(len(record.depths) > 1 for _, record in records):
         panels = [(label, _lines(records, labels, measure)) for label, measure in measures]
         caption = "Medians, with their range over the runs. Depth: tokens held before the prompt. Numbers are the summary's."
@@ -307,9 +319,14 @@ def _who(subject: Subject) -> Cell:
     return Cell(f"{subject.number} {subject.label}", link=subject.anchor)
 
 
-def _median(subject: Subject, name: str, factor: float = 1.0) -> Cell:
-    measure: Measure | None = getattr(subject.benchmarks[0], name) if subject.benchmarks else None
+def _median(record: BenchmarkRecord | None, name: str, factor: float = 1.0) -> Cell:
+    measure: Measure | None = getattr(record, name) if record else None
     return MISSING if measure is None else cell(measure.median, factor=factor)
+
+
+def _threads(record: BenchmarkRecord) -> Cell:
+    """And the weight cache, where it is off."""
+    return MISSING if number(record.threads) is None else Cell(record.threads_and_cache, Kind.NUMBER)
 
 
 def _spread(measure: Measure | None, factor: float = 1.0) -> Cell:

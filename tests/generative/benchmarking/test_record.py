@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -51,3 +52,9 @@ def test_there_is_a_depth():
 def test_names_are_text(change):
     with pytest.raises(ValueError, match="has to be text, not"):
         BenchmarkRecord.from_dict(RECORD.to_dict() | change)
+
+
+def test_speeds_are_those_of_the_smallest_depth_in_any_order():
+    turned = replace(RECORD, depths=RECORD.depths[::-1])
+    assert turned.smallest_depth == 0 and turned.decode_tokens_per_second == Measure.of([5.0])
+    assert turned.prefill_tokens_per_second == RECORD.prefill_tokens_per_second == Measure(2.5, 1.0, 9.0, 4)

@@ -14,6 +14,7 @@ def test_csv():
     assert second["prefill_tokens_per_second"] == "" and second["decode_tokens_per_second_min"] == "4.0"
     assert first["load_s"] == "" and first["peak_rss_bytes"] == "99"
     assert first["noise"] == "another process took 40 % of a core"
+    assert first["weight_cache"] == "True"
     assert all(None not in row and None not in row.values() for row in rows)
 
 
@@ -23,6 +24,8 @@ def test_markdown():
     assert lines[2] == "| story.tflite | ssh://pi | Cortex-A76 | 4 | 0 | 2.5 (1 to 9) | 5 | 0.5 |  | 0.0 |"
     assert lines[3] == "| story.tflite | ssh://pi | Cortex-A76 | 4 | 512 |  | 4.25 (4 to 4.5) | 0.5 |  | 0.0 |"
     assert lines[-1] == "- story.tflite on ssh://pi: another process took 40 % of a core."
+    off = as_markdown([replace(RECORD, weight_cache=False)]).splitlines()[2]
+    assert off.startswith("| story.tflite | ssh://pi | Cortex-A76 | 4, no weight cache | 0 |")
     assert "quiet" not in as_markdown([replace(RECORD, noise=())])
 
 

@@ -1,9 +1,12 @@
 """What a report says of a folder, and that nothing in the folder can make it say or do something else."""
 
+import argparse
 import copy
+import importlib
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from flatlm import __version__
 from flatlm.cli import main
+from flatlm.convert.bundle import read_bundle
 from flatlm.errors import OutputError, RuntimeFileError
 from flatlm.generative.reporting.collect import collect
 from flatlm.generative.reporting.document import MISSING, Paragraph, Table
 from flatlm.generative.reporting.html import render
+from flatlm.generative.reporting.missing import HOW, SIDE_BY_SIDE, WITH_ADAPTER
 from flatlm.generative.reporting.report import report
 from flatlm.generative.reporting.sections import build
 from flatlm.generative.reporting.svg import inline_svg
@@ -116,8 +122,8 @@ def test_what_was_not_measured_is_said(tmp_path):
 def test_a_column_that_no_file_has_is_named_below_instead(tmp_path):
     write_results(tmp_path / "a.tflite", 0, 1)
     result_path(tmp_path / "a.tflite", "benchmark").unlink()
-    table, note = build(collect(tmp_path)).sections[0].blocks
-    assert "decode, tokens/s" not in table.headers
+    table, note, *rest = build(collect(tmp_path)).sections[0].blocks
+    assert not rest and "decode, tokens/s" not in table.headers
     assert note.text == "Measured for none of them: prefill, tokens/s; decode, tokens/s; first token, ms; peak memory, MB."
 
 
@@ -314,3 +320,85 @@ def test_a_benchmark_without_a_depth_is_one_error(fill, depths):
     path.write_text(json.dumps([json.loads(path.read_text())[0] | {"depths": depths}]))
     with pytest.raises(RuntimeFileError, match=r"fp16\.tflite\.benchmark\.json is not a list of benchmark records \(ValueError"):
         build(collect(folder))
+
+
+def test_one_file_does_not_stop_the_layers_of_others(demo_bundle, tmp_path, capsys):
+    """One with an adapter merged into it, one of another tokenizer, another that was measured before, and a whole one."""
+    content = demo_bundle.read_bytes()
+    version = f'"flatlm":"{__version__}",'.encode()
+    assert version in content
+    bundle = read_bundle(demo_bundle)
+    model = content[bundle.model_offset : bundle.model_offset + bundle.model_size]
+    adapted = content.replace(version, b'"lora":{},'.ljust(len(version)))
+    broken = re.sub(rb'"tokenizer":"..', b'"tokenizer":"no', model)
+    write_file(tmp_path / "adapted.litertlm", adapted)
+    write_file(tmp_path / "broken.tflite", broken)
+    measured = write_file(tmp_path / "measured.tflite", broken)
+    save_result(measured, "layers", {"tokens": 9, "layers": [[0, 0.25, 0.5]], "logits_error": 0.1})
+    arguments = ["report", str(tmp_path), "-o", str(tmp_path / "r.html"), "--checkpoint", str(DEMO), "--tokens", "8", "--json"]
+    assert main(arguments) == 2, "as nothing could be measured"
+    assert "broken.tflite" in capsys.readouterr().err
+    whole = write_file(tmp_path / "whole.litertlm", content)
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["layers_measured"] == [str(result_path(whole, "layers"))]
+    assert not result_path(tmp_path / "adapted.litertlm", "layers").exists()
+    findings = collect(tmp_path)
+    assert [subject.name.partition(".")[0] for subject in findings.subjects if subject.layer_rows()] == ["measured", "whole"]
+    table, *told = build(findings).sections[-1].blocks
+    rows = {row[0].text: (row[1].text, row[2].text) for row in table.rows}
+    assert rows["per-layer error"][0] == "broken.tflite"
+    adapter = "flatlm evaluate FILE --text TEXT --checkpoint CHECKPOINT --lora ADAPTER --layers --save"
+    assert rows["per-layer error, with an adapter"] == ("adapted.litertlm", adapter)
+    assert [paragraph.text.partition(": ")[0] for paragraph in told] == ["broken.tflite", "measured.tflite"]
+    assert all("the error of each layer could not be measured: " in paragraph.text for paragraph in told)
+    for name in ("broken.tflite", "measured.tflite", "whole.litertlm"):
+        (tmp_path / name).unlink()
+    assert main(arguments) == 2
+    assert "have an adapter merged into them: use flatlm evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hint", [how for how in (*HOW.values(), SIDE_BY_SIDE, WITH_ADAPTER) if how.startswith("flatlm ")])
+def test_hints_are_commands_that_save(hint):
+    _, verb, *arguments = hint.partition(", without")[0].split(" ")
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"flatlm.commands.{verb}").add_arguments(parser)
+    given = parser.parse_args(arguments)
+    assert verb in ("export", "report") or given.save
+
+
+def test_the_summary_is_of_one_target_and_an_empty_context(tmp_path):
+    def records(name: str, *changes: dict) -> None:
+        write_results(tmp_path / name, 0, 1)
+        (record,) = json.loads(result_path(tmp_path / name, "benchmark").read_text())
+        save_result(tmp_path / name, "benchmark", [record | change for change in changes])
+
+    speeds = {"prefill_tokens_per_second": None, "decode_tokens_per_second": {"median": 7.5, "minimum": 7, "maximum": 8, "runs": 3}}
+    deep, turned = [{"depth": 512, **speeds}], [{"depth": 512, **speeds}, {"depth": 0, **speeds}]
+    turned[0] = turned[0] | {"decode_tokens_per_second": {"median": 3.5, "minimum": 3, "maximum": 4, "runs": 3}}
+    records("a.tflite", {"target": "ssh://pi"}, {"target": "local", "depths": turned})
+    records("b.tflite", {"target": "local", "depths": turned})
+    records("c.tflite", {"target": "ssh://pi", "depths": deep}, {"target": "adb", "depths": deep})
+    table, *rest = build(collect(tmp_path)).sections[0].blocks
+    column = table.headers.index("decode, tokens/s")
+    assert [row[column].text for row in table.rows] == ["7.50", "7.50", MISSING.text]
+    said = "Speeds are medians on local, with nothing in the context before the prompt; those on other targets are below."
+    assert rest[-1] == Paragraph(said)
+    for name in ("b.tflite", "c.tflite"):
+        records(name, {"target": "local", "depths": deep})
+    table, *rest = build(collect(tmp_path)).sections[0].blocks
+    assert "on ssh://pi, with" in rest[-1].text, "the first of equals"
+    records("a.tflite", {"depths": deep})
+    table, note, *rest = build(collect(tmp_path)).sections[0].blocks
+    assert not rest and "decode, tokens/s" not in table.headers and "Speeds are" not in note.text
+
+
+def test_the_weight_cache_is_told_where_it_is_off(tmp_path):
+    write_results(tmp_path / "a.tflite", 0, 1)
+    (record,) = json.loads(result_path(tmp_path / "a.tflite", "benchmark").read_text())
+    save_result(tmp_path / "a.tflite", "benchmark", [record, record | {"weight_cache": False}])
+    (speed,) = [section for section in build(collect(tmp_path)).sections if section.title == "Speed"]
+    plot, start, *_, folded = speed.blocks
+    assert [row[2].text for row in start.rows] == ["2", "2, no weight cache"]
+    assert [row[2].text for row in folded.blocks[0].rows] == ["2"] * 3 + ["2, no weight cache"] * 3
+    assert plot.alt.endswith("dynamic_int8, 2 threads, dynamic_int8, 2 threads, no weight cache.")
+    inline_svg(plot, narrow=False)

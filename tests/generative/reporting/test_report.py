@@ -377,7 +377,7 @@ def test_the_summary_is_of_one_target_and_an_empty_context(tmp_path):
     turned[0] = turned[0] | {"decode_tokens_per_second": {"median": 3.5, "minimum": 3, "maximum": 4, "runs": 3}}
     records("a.tflite", {"target": "ssh://pi"}, {"target": "local", "depths": turned})
     records("b.tflite", {"target": "local", "depths": turned})
-    records("c.tflite", {"target": "ssh://pi", "depths": deep}, {"target": "adb", "depths": deep})
+    records("c.tflite", {"target": "local", "depths": deep}, {"target": "adb", "depths": deep})
     table, *rest = build(collect(tmp_path)).sections[0].blocks
     column = table.headers.index("decode, tokens/s")
     assert [row[column].text for row in table.rows] == ["7.50", "7.50", MISSING.text]

@@ -90,7 +90,7 @@ def test_another_machine_is_described():
     [
         (("--target", "raspberrypi"), "there is no target 'raspberrypi'"),
         (("--prefill", "0"), "--prefill 0 is not possible"),
-        (("--threads", "0"), "0 threads were asked for"),
+        (("--threads", "0"), "--threads 0 is not possible: it is 1 or more"),
         (("--threads", "two"), "'two' is not a list"),
         (("--depths", "0,400"), "need a context of"),
         (("--runner", "x"), "--runner x is for adb"),

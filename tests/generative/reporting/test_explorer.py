@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_a_bundle_is_served_until_interrupted(demo_bundle: Path, tmp_path: Path)
     port = free_port()
     command = [sys.executable, "-m", "flatlm.cli", "inspect", str(demo_bundle), "--explorer", "--no-browser", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "NO_PROXY": "*"}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs are not
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=heeded)
     try:
         page = wait_for(f"http://127.0.0.1:{port}/", server)
         assert b"Model Explorer" in page

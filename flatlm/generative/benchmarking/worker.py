@@ -69,7 +69,7 @@ class Worker:
         total = depth + prefill + 1 + decode
         ids = np.random.default_rng(0).integers(0, runner.vocab_size, total).tolist()
         context, prompt, (first, *rest) = ids[:depth], ids[depth : depth + prefill], ids[depth + prefill :]
-        if not (depth and depth == self._depth and depth <= runner.position <= depth + runner.most_rewound):
+        if not (depth and depth == self._depth and runner.can_rewind(depth)):
             self._depth = 0
             runner.reset()
             runner.require_room(total)

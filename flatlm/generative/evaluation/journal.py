@@ -1,6 +1,5 @@
 """What a long evaluation has found so far, on disk: killed at any time, it goes on after the last whole window."""
 
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import IO, Self
 
 import numpy as np
 
-from flatlm.errors import OutputError
+from flatlm.generative.evaluation.locked_folder import lock
 from flatlm.generative.evaluation.scores import TOKEN, Tokens
 from flatlm.generative.memory import cache_directory
 
@@ -89,17 +88,8 @@ class Journal:
 def _open(directory: Path, key: str, name: str) -> tuple[Path, IO[bytes] | None]:
     """The folder of a run, and the file in it that this process has locked; None where another one has."""
     folder = directory / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _forget(directory)
-        file = (folder / name).open("a+b")
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --work folder") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return folder, None
+    file = lock(folder, name, way_out="choose another --work folder")
+    _forget(directory)
     return folder, file
 
 

@@ -4,7 +4,6 @@ A folder for each reference and text, by a digest of both: `records`, a `Distrib
 as they are computed; `greedy.json`, its greedy answers. An interrupted one goes on where it was.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
 from flatlm.generative.evaluation.distributions import Distributions, record_type
+from flatlm.generative.evaluation.locked_folder import lock
 from flatlm.generative.memory import cache_directory
 
 TOP = 256
@@ -53,19 +53,12 @@ class ReferenceCache:
     def open(cls, directory: Path, key: str, top: int) -> Self | None:
         """None where another process has it open. Raises OutputError where the directory cannot be written."""
         folder = directory / f"{key}-{top}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _forget(directory, folder)
-            lock = (folder / "lock").open("ab")
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another --reference-cache, or none") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
+        held = lock(folder, "lock", way_out="choose another --reference-cache, or --reference-top 0")
+        if held is None:
             return None
+        _forget(directory, folder)
         os.utime(folder)
-        return cls(folder, top, lock, (folder / "records").open("a+b"))
+        return cls(folder, top, held, (folder / "records").open("a+b"))
 
     def read(self, first: int, count: int) -> Distributions | None:
         """Those of tokens [first, first + count) of the text; None where not all of them are known."""

@@ -65,6 +65,9 @@ class Slow:
     def require_room(self, count):
         assert count <= self.cache_length
 
+    def can_rewind(self, position):
+        return position <= self.position <= position + self.most_rewound
+
     def rewind(self, position):
         self.position = position
 

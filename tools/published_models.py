@@ -98,6 +98,6 @@ def write_names(path: Path, shapes: Shapes) -> None:
 
 def cache_bytes(plan: ExportPlan, length: int | None = None, *, rings: bool = True) -> int:
     """Bytes of all KV caches for a context of so many tokens (None: the default); without rings every layer keeps them all."""
-    geometry = CacheGeometry(length or plan.geometry.length, plan.geometry.longest_step if rings else None)
+    geometry = CacheGeometry(length or plan.shape.context, max(plan.shape.lengths) if rings else None)
     caches = empty_caches(plan.config, geometry, device="meta")
     return sum(tensor.numel() * tensor.element_size() for cache in caches for tensor in cache)

@@ -6,7 +6,8 @@ from flatlm.convert.signatures import signature_specs
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
-from flatlm.utilities.exporter import DEFAULT_CACHE_LENGTH, ExportPlan
+from flatlm.utilities.exporter import ExportPlan
+from flatlm.utilities.kinds.lengths import DEFAULT_CACHE_LENGTH
 from tools.published_models import LONG_CACHE, PublishedModel, cache_bytes, load_published_models, published_plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -42,7 +43,7 @@ def page() -> str:
 def _row(model: PublishedModel, plan: ExportPlan) -> list[str]:
     files = [_file_bytes(plan, name) for name in SHOWN_RECIPES]
     row = [f"[{model}](https://huggingface.co/{model})", plan.family, f"{plan.weights.parameters() / 1e6:,.1f} M", *map(_megabytes, files)]
-    row += [_megabytes(_size(plan.layout) + plan.cache_bytes), _megabytes(plan.cache_bytes)]
+    row += [_megabytes(_size(plan.layout) + plan.shape.cache_bytes), _megabytes(plan.shape.cache_bytes)]
     if plan.config.max_positions < LONG_CACHE:
         return [*row, "-", "-"]
     short, full = cache_bytes(plan, LONG_CACHE), cache_bytes(plan, LONG_CACHE, rings=False)
@@ -66,7 +67,7 @@ def _megabytes(count: int | None) -> str:
 
 def _signatures(plans: dict[PublishedModel, ExportPlan]) -> str:
     """The default signatures: those of most models, and what differs from them."""
-    names = {model: [spec.name for spec in signature_specs(plan.prefill_lengths, prefill_logits=False)] for model, plan in plans.items()}
+    names = {model: [spec.name for spec in signature_specs(plan.shape.lengths, prefill_logits=False)] for model, plan in plans.items()}
     usual = max(names.values(), key=list(names.values()).count)
     others = "".join(f" `{model}`: {', '.join(own)}." for model, own in names.items() if own != usual)
     return f"Signatures by default: `{'`, `'.join(usual)}`.{others}"

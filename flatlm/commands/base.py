@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from flatlm.errors import FlatlmError, VerificationFailed
 from flatlm.progress import Progress
+from flatlm.utilities.reading import Reading
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +77,24 @@ def comma_separated_lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 128,512") from None
+
+
+def add_reading_arguments(parser: argparse._ActionsContainer) -> None:
+    """How the checkpoint is to be read, where it does not say so itself."""
+    parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
+    parser.add_argument(
+        "--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter"
+    )
+    parser.add_argument("--custom", type=Path, metavar="FILE.py", help="code whose __model__ is the model: it is run")
+    parser.add_argument(
+        "--module-map", type=Path, metavar="FILE.py", help="code whose MODULE_MAP names classes for architectures: it is run"
+    )
+    parser.add_argument("--task", metavar="NAME", help="what an encoder is for (default: as its architecture says)")
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """What `add_reading_arguments` say."""
+    return Reading(args.model, tuple(args.ignore_config_key), args.custom, args.module_map, args.task)
 
 
 @contextlib.contextmanager

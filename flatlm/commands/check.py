@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     sizes = {name: layout.size if isinstance(layout, WeightLayout) else layout for name, layout in layouts.items()}
     carries = {name: layout.carry for name, layout in layouts.items() if isinstance(layout, WeightLayout) and layout.carry}
     most = max((carry.carried for carry in carries.values()), default=0)
-    config = plan.config
+    config, shape = plan.config, plan.shape
     facts: dict[str, Any] = {
         "checkpoint": args.checkpoint,
         "family": plan.family,
@@ -42,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
         "tied_head": config.tied_head,
         "tensors": len({part.tensor for weight in plan.weights.weights.values() for part in weight.slot.parts}),
         "ignored_tensors": list(plan.weights.ignored),
-        "kv_cache_len": plan.geometry.length,
-        "kv_cache_dtype": str(plan.geometry.dtype),
-        "prefill": list(plan.prefill_lengths),
-        "cache_bytes": plan.cache_bytes,
+        "kv_cache_len": shape.context,
+        "kv_cache_dtype": str(shape.cache_dtype),
+        "prefill": list(shape.lengths),
+        "cache_bytes": shape.cache_bytes,
+        **shape.facts,
         "file_bytes": sizes,
         **({"integers": {name: carry.to_dict() for name, carry in carries.items()}} if carries else {}),
-        "run_bytes_at_least": {name: size + plan.cache_bytes for name, size in sizes.items() if isinstance(size, int)},
+        "run_bytes_at_least": {name: size + shape.cache_bytes for name, size in sizes.items() if isinstance(size, int)},
     }
     if args.json:
         base.print_json(facts)
@@ -58,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
         f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored"
         + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
     )
-    print(f"KV cache of {plan.geometry.length} slots{of_dtype(plan.geometry.dtype)}: {base.megabytes(plan.cache_bytes)}\n")
+    print(f"KV cache of {shape.context} slots{of_dtype(shape.cache_dtype)}: {base.megabytes(shape.cache_bytes)}\n")
     rows = [
-        [name, base.megabytes(size), base.megabytes(size + plan.cache_bytes)] if isinstance(size, int) else [name, size, ""]
+        [name, base.megabytes(size), base.megabytes(size + shape.cache_bytes)] if isinstance(size, int) else [name, size, ""]
         for name, size in sizes.items()
     ]
     print(base.table(["recipe", "weights in the file", "memory to run, at least"], rows))

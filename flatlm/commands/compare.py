@@ -100,7 +100,8 @@ def _require_place(path: Path) -> None:
 
 def _exported(args: argparse.Namespace, place: Path, progress: Progress) -> list[Subject]:
     """A file for each recipe, not verified, in a context that has room for what is asked."""
-    from flatlm.utilities.exporter import DEFAULT_CACHE_LENGTH, ExportRequest, export
+    from flatlm.utilities.exporter import ExportRequest, export
+    from flatlm.utilities.kinds.lengths import DEFAULT_CACHE_LENGTH
 
     recipes = {name: find_recipe(name) for name in dict.fromkeys(args.recipes.split(","))}
     prefill = None if args.prefill is None else (args.prefill,)

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reference = parser.add_argument_group("reference")
     reference.add_argument("--checkpoint", type=Path, metavar="DIR", help="compare with the checkpoint on the same tokens")
     reference.add_argument("--lora", type=Path, metavar="DIR", help="the LoRA adapter that was merged into the file")
+    base.add_reading_arguments(reference)
     reference.add_argument("--against", choices=("transformers", "eager"), help="the reference (transformers, where installed)")
     reference.add_argument("--greedy-prompts", type=int, default=GREEDY_PROMPTS, metavar="N", help="beginnings to continue greedily")
     reference.add_argument("--reference-cache", type=Path, metavar="DIR", help="where what the reference says is kept (the user's cache)")
@@ -76,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     if args.layers and text is not None:
         from flatlm.generative.layer_errors import layer_errors_on_text
 
-        errors = layer_errors_on_text(args.file, args.checkpoint, text, lora=args.lora, tokenizer=args.tokenizer)
+        errors = layer_errors_on_text(
+            args.file, args.checkpoint, text, lora=args.lora, reading=base.reading_of(args), tokenizer=args.tokenizer
+        )
         found["layers"] = errors.to_dict()
         if args.save:
             save_result(args.file, "layers", errors.to_dict())
@@ -116,6 +119,7 @@ def evaluate_text(args: argparse.Namespace, documents: list[str], model: ModelFi
         args.work,
         args.reference_cache,
         args.reference_top,
+        reading=base.reading_of(args),
     )
     with base.progress_bar() as progress:
         return evaluate(request, progress=progress)

@@ -54,11 +54,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the KV cache holds: float16 halves it, int8 about quarters it",
     )
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
-    parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
     parser.add_argument("--lora", type=Path, metavar="DIR", help="a LoRA adapter that PEFT saved, to be merged into the weights")
-    parser.add_argument(
-        "--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter"
-    )
+    base.add_reading_arguments(parser)
 
 
 def request_of(args: argparse.Namespace, output: Path, recipe: Recipe) -> "ExportRequest":
@@ -72,8 +69,7 @@ def request_of(args: argparse.Namespace, output: Path, recipe: Recipe) -> "Expor
         args.prefill,
         args.kv_cache_len,
         args.prefill_logits,
-        args.model,
-        tuple(args.ignore_config_key),
+        base.reading_of(args),
         lora=args.lora,
         calibration=args.calibration,
         kv_cache_dtype=args.kv_cache_dtype,

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
     parser.add_argument("checkpoint", type=Path, help="the checkpoint that it came from")
     parser.add_argument("--lora", type=Path, metavar="DIR", help="the LoRA adapter that was merged into it")
+    base.add_reading_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text to begin with; may be given several times")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help="compare at least so many tokens")
     parser.add_argument("--against", choices=("transformers", "eager"), help="the reference (transformers, where installed)")
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
             args.file,
             args.checkpoint,
             lora=args.lora,
+            reading=base.reading_of(args),
             prompts=args.prompt,
             tokens=args.tokens,
             against=args.against,

@@ -8,23 +8,18 @@ Other ways to compile, for many exports of one graph or where the converter is l
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from flatlm.convert.signatures import SignatureSpec
-    from flatlm.layers.config import ModelConfig
-    from flatlm.layers.kv_cache import CacheGeometry
+    from flatlm.convert.graphs import Graph
 
 
 class Compiler(Protocol):
-    """What compiles for an export: it is entered, given a job by `submit`, and asked for its `result`, which is the caller's to change.
+    """What compiles for an export: it is entered, given a graph by `submit`, and asked for its `result`: the caller's to change."""
 
-    The graph follows from these alone: which weights there are and what is computed, not their schemes, ranges or values.
-    """
-
-    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None: ...
+    def submit(self, graph: "Graph") -> None: ...
 
     def result(self) -> Any: ...
 
@@ -34,15 +29,15 @@ class Compiler(Protocol):
 
 
 class CompilerProcess:
-    """`submit` a decoder once, then take `result`. Leaving the context ends the process, whatever it is doing."""
+    """`submit` a graph once, then take `result`. Leaving the context ends the process, whatever it is doing."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "flatlm.convert.worker"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
+    def submit(self, graph: "Graph") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(pickle.dumps((config, geometry, list(specs))))
+        self._process.stdin.write(pickle.dumps(graph))
         self._process.stdin.close()
         self._process.stdin = None
 
@@ -68,13 +63,11 @@ class CompilerProcess:
 class CompilerHere:
     """Compiles in this process, which loads the converter for it: about 400 MB that stay."""
 
-    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
-        self._job = config, geometry, list(specs)
+    def submit(self, graph: "Graph") -> None:
+        self._graph = graph
 
     def result(self) -> Any:
-        from flatlm.convert.decoder import stamp_decoder
-
-        return stamp_decoder(*self._job)
+        return self._graph.stamp()
 
     def __enter__(self) -> Self:
         return self
@@ -92,21 +85,21 @@ class CachingCompiler:
     def __init__(self, start: "Callable[[], Compiler]" = CompilerProcess) -> None:
         self._start = start
         self._running: Compiler | None = None
-        self._graphs: dict[object, bytes] = {}
-        self._job: object = None
+        self._compiled: dict[Graph, bytes] = {}
+        self._graph: Graph
 
-    def submit(self, config: "ModelConfig", geometry: "CacheGeometry", specs: "Sequence[SignatureSpec]") -> None:
-        self._job = config, geometry, tuple(specs)
-        if self._job not in self._graphs:
+    def submit(self, graph: "Graph") -> None:
+        self._graph = graph
+        if graph not in self._compiled:
             self._running = self._start().__enter__()
-            self._running.submit(config, geometry, specs)
+            self._running.submit(graph)
 
     def result(self) -> Any:
         """The stamped model, waited for. Raises what its compiler raises."""
         if self._running is not None:
-            self._graphs[self._job] = pickle.dumps(self._running.result())
+            self._compiled[self._graph] = pickle.dumps(self._running.result())
             self._end()
-        return pickle.loads(self._graphs[self._job])
+        return pickle.loads(self._compiled[self._graph])
 
     def __enter__(self) -> Self:
         return self
@@ -121,14 +114,14 @@ class CachingCompiler:
 
 
 def _main() -> None:
-    from flatlm.convert.decoder import stamp_decoder
     from flatlm.convert.quiet import quiet
 
     with quiet():
+        import flatlm.convert.decoder
         import flatlm.convert.lowerings  # noqa: F401 - the slow imports, while the job is on its way
     job = sys.stdin.buffer.read()
     if job:
-        sys.stdout.buffer.write(pickle.dumps(stamp_decoder(*pickle.loads(job))))
+        sys.stdout.buffer.write(pickle.dumps(pickle.loads(job).stamp()))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from flatlm.layers.kv_cache import KEY_UNIT, VALUE_UNIT, Cache, empty_caches
 from flatlm.layers.model import Decoder
 from flatlm.utilities.documents import encode_document
 from flatlm.utilities.example import build_model
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 128
@@ -49,14 +50,16 @@ class LayerErrors:
         return asdict(self)
 
 
-def layer_errors(file: Path, checkpoint: Path, ids: Sequence[int], *, lora: Path | None = None) -> LayerErrors:
+def layer_errors(
+    file: Path, checkpoint: Path, ids: Sequence[int], *, lora: Path | None = None, reading: Reading = AS_IT_SAYS
+) -> LayerErrors:
     """Run `file` and the eager model of its checkpoint (and `lora`, the adapter merged into the file) on the same tokens.
 
     Raises a FlatlmError where either cannot be run, or the file did not come from the checkpoint.
     """
     require_its_adapter(file, lora)
     with Runner.open(file) as runner:
-        return compare_layers(runner, build_model(checkpoint, kv_cache_max_len=runner.cache_length, lora=lora), ids)
+        return compare_layers(runner, build_model(checkpoint, kv_cache_max_len=runner.cache_length, lora=lora, reading=reading), ids)
 
 
 def layer_errors_on_text(
@@ -66,6 +69,7 @@ def layer_errors_on_text(
     *,
     tokens: int = DEFAULT_TOKENS,
     lora: Path | None = None,
+    reading: Reading = AS_IT_SAYS,
     tokenizer: Path | None = None,
 ) -> LayerErrors:
     """The same on the first so many tokens of a text, as far as the file's context goes.
@@ -74,7 +78,7 @@ def layer_errors_on_text(
     """
     room = read_model_file(file).cache_length
     ids = text_ids(file_tokenizer(file, tokenizer, checkpoint), documents, tokens=min(tokens, room))
-    return layer_errors(file, checkpoint, ids, lora=lora)
+    return layer_errors(file, checkpoint, ids, lora=lora, reading=reading)
 
 
 def text_ids(tokenizer: Tokenizer, documents: Sequence[str], *, tokens: int = DEFAULT_TOKENS) -> list[int]:

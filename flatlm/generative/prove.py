@@ -28,7 +28,8 @@ def prover(
     def prove(path: Path) -> Mapping[str, Any]:
         from flatlm.generative import verify as judge
 
-        report = judge.verify(path, request.checkpoint, lora=request.lora, tokens=tokens or judge.DEFAULT_TOKENS, progress=progress)
+        more: dict[str, Any] = {"tokens": tokens or judge.DEFAULT_TOKENS, "progress": progress}
+        report = judge.verify(path, request.checkpoint, lora=request.lora, reading=request.reading, **more)
         if not report.passed:
             error = VerificationFailed(
                 f"{request.output} was not written: with recipe {request.recipe.name} the file is too far from {report.against} "

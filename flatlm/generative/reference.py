@@ -19,6 +19,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import is_quantized
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 from flatlm.utilities.registry import find_builder
 
 
@@ -41,8 +42,8 @@ class EagerReference:
 
     name = "eager"
 
-    def __init__(self, checkpoint: Path, *, length: int, lora: Path | None = None) -> None:
-        self._model = build_model(checkpoint, kv_cache_max_len=length, lora=lora)
+    def __init__(self, checkpoint: Path, *, length: int, lora: Path | None = None, reading: Reading = AS_IT_SAYS) -> None:
+        self._model = build_model(checkpoint, kv_cache_max_len=length, lora=lora, reading=reading)
         self.reset()
 
     def reset(self) -> None:
@@ -141,15 +142,18 @@ def _known_to_transformers(checkpoint: Path, length: int) -> bool:
 REFERENCES = ("transformers", "eager")
 
 
-def reference_name(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> str:
+def reference_name(
+    checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None, reading: Reading = AS_IT_SAYS
+) -> str:
     """`against`; by default transformers where it is installed (and, for an adapter, peft), else the eager model.
 
-    The eager model also where transformers has no class for the checkpoint, cannot read its form, or would turn positions otherwise.
-    Raises ConfigError where what was asked for cannot be had.
+    The eager model also where the user's own code is the model, and where transformers has no class for the checkpoint, cannot read its
+    form, or would turn positions otherwise. Raises ConfigError where what was asked for cannot be had.
     """
     missing = [name for name in ("transformers", *(["peft"] if lora else [])) if find_spec(name) is None]
     if against is None:
-        return "eager" if missing or is_quantized(checkpoint) or not _known_to_transformers(checkpoint, length) else "transformers"
+        eager = missing or reading.names_code or is_quantized(checkpoint) or not _known_to_transformers(checkpoint, length)
+        return "eager" if eager else "transformers"
     if against not in REFERENCES:
         raise ConfigError(f"--against {against}: choose one of {', '.join(REFERENCES)}")
     if against == "transformers" and missing:
@@ -157,8 +161,10 @@ def reference_name(checkpoint: Path, *, length: int, against: str | None = None,
     return against
 
 
-def open_reference(checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None) -> Reference:
+def open_reference(
+    checkpoint: Path, *, length: int, against: str | None = None, lora: Path | None = None, reading: Reading = AS_IT_SAYS
+) -> Reference:
     """The reference that `reference_name` chooses, for contexts of `length` tokens."""
-    if reference_name(checkpoint, length=length, against=against, lora=lora) == "eager":
-        return EagerReference(checkpoint, length=length, lora=lora)
+    if reference_name(checkpoint, length=length, against=against, lora=lora, reading=reading) == "eager":
+        return EagerReference(checkpoint, length=length, lora=lora, reading=reading)
     return TransformersReference(checkpoint, lora=lora)

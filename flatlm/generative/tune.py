@@ -111,7 +111,7 @@ def tune(
         )
         key = {"checkpoint": checkpoint.fingerprint(), "text": digest_of(learned), "tokens": text.count(), "schemes": list(schemes)}
         costs = _sensitivities(plan, text, schemes, KeyedFile(work / "sensitivity.json", key, "kl"), progress)
-    search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, plan.geometry.length // 2, progress))
+    search = _Search(request, budget, plan, _options(plan, costs), _Judged(work, request, judged, key, plan.shape.context // 2, progress))
     best = search.run()
     recipe_file = work / "recipe.json"
     write_recipe(recipe_file, best.recipe)
@@ -166,7 +166,7 @@ class _Judged:
         self.request, self.documents, self.stride, self.progress = request, documents, stride, progress
         self.file = work / f"candidate{request.output.suffix}"
         cache = [request.kv_cache_len, str(request.kv_cache_dtype)]
-        signatures = [request.prefill_lengths, *cache, request.output.suffix, request.family, str(request.lora)]
+        signatures = [request.prefill_lengths, *cache, request.output.suffix, str(request.reading), str(request.lora)]
         self.kept = KeyedFile(work / "candidates.json", {**key, "judged": digest_of(documents), "signatures": signatures}, "files")
         self.compiler = CachingCompiler()  # all candidates have one graph
         self.candidates: list[Candidate] = []

@@ -5,6 +5,7 @@ the model would write it. Half-way through each text the file's cache is emptied
 so that what they leave in the cache is judged as well as decode.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from flatlm.generative.reference import Reference, open_reference
 from flatlm.generative.runner import Runner
 from flatlm.progress import Progress
 from flatlm.quantize.recipes import Bound, Recipe
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 from flatlm.utilities.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 256
@@ -55,28 +57,59 @@ class VerificationReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What is compared with what: at least `tokens` tokens of texts that begin with the prompts (none: default ones).
+
+    `lora` is the directory of the adapter that was merged into the file, if one was; `against` a reference's name (None: the best one).
+    """
+
+    file: Path
+    checkpoint: Path
+    lora: Path | None = None
+    reading: Reading = AS_IT_SAYS
+    prompts: tuple[str, ...] = ()
+    tokens: int = DEFAULT_TOKENS
+    against: str | None = None
+    progress: Progress | None = None
+
+
+JUDGES = {"decoder": "flatlm.generative.verify"}
+"""Which module has the `judge` for a kind of file, as its manifest says it; a file that says nothing is a decoder's."""
+
+
 def verify(
     file: Path,
     checkpoint: Path,
     *,
     lora: Path | None = None,
+    reading: Reading = AS_IT_SAYS,
     prompts: Sequence[str] = (),
     tokens: int = DEFAULT_TOKENS,
     against: str | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Compare `file` with `checkpoint` on at least `tokens` tokens. Raises a FlatlmError where either cannot be run.
-
-    `lora` is the directory of the adapter that was merged into the file, if one was.
-    """
+    """Compare a file of any kind with the checkpoint it came from (`VerifyRequest`). Raises a FlatlmError where either cannot be run."""
+    request = VerifyRequest(file, checkpoint, lora, reading, tuple(prompts), tokens, against, progress)
     if tokens < 1:
         raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
     require_its_adapter(file, lora)
+    kind = read_manifest(file).get("kind", "decoder")
+    if kind not in JUDGES:
+        raise RuntimeFileError(f"{file}: its manifest says that it is a {kind!r}; known are {', '.join(JUDGES)}: update FlatLM")
+    report: VerificationReport = importlib.import_module(JUDGES[kind]).judge(request)
+    return report
+
+
+def judge(request: VerifyRequest) -> VerificationReport:
+    """Compare a decoder's file with its checkpoint."""
+    file, checkpoint, tokens, progress = request.file, request.checkpoint, request.tokens, request.progress
     with Runner.open(file) as runner:
-        reference = open_reference(checkpoint, length=runner.cache_length, against=against, lora=lora)
+        length, against = runner.cache_length, request.against
+        reference = open_reference(checkpoint, length=length, against=against, lora=request.lora, reading=request.reading)
         require_the_same_vocabulary(runner, reference, checkpoint)
-        starts = _prompt_ids(checkpoint, prompts, runner)
-        tally = _Tally()
+        starts = _prompt_ids(checkpoint, request.prompts, runner)
+        tally = Tally()
         generator, round_number = np.random.default_rng(SEED), 0
         while tally.tokens < tokens:
             start = starts[round_number % len(starts)]
@@ -84,7 +117,7 @@ def verify(
             _compare_text(runner, reference, start, min(share, tokens - tally.tokens), generator, tally, progress, tokens)
             round_number += 1
         equal, compared = _compare_greedy(runner, reference, starts[0])
-        bound = _bound(file)
+        bound = promised_bound(file)
         return VerificationReport(
             reference.name,
             tally.max_abs_error,
@@ -99,7 +132,9 @@ def verify(
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """Next-token distributions of a file and its reference, added up."""
+
     max_abs_error: float = 0.0
     kl: float = 0.0
     agreed: int = 0
@@ -129,7 +164,7 @@ def _compare_text(
     start: Sequence[int],
     count: int,
     generator: np.random.Generator,
-    tally: _Tally,
+    tally: Tally,
     progress: Progress | None,
     total: int,
 ) -> None:
@@ -198,7 +233,7 @@ def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> lis
     return [generator.integers(0, runner.vocab_size, max(1, min(8, room))).tolist() for _ in DEFAULT_PROMPTS]
 
 
-def _bound(file: Path) -> Bound:
+def promised_bound(file: Path) -> Bound:
     """What the file's own recipe promises, less what its caches may cost; nothing, where its manifest does not say."""
     manifest = read_manifest(file)
     recipe: Mapping[str, Any] | None = manifest.get("recipe")

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped queries over a KV cache."""
+"""Self-attention with grouped queries, and the arithmetic of attention over whatever a cache holds."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlm.layers.config import AttentionConfig, NormSpan
-from flatlm.layers.kv_cache import Cache, Placement
+from flatlm.layers.kv_cache import Cache, Placement, Uncached
 from flatlm.layers.linear import Linear
 from flatlm.layers.mask import per_group
 from flatlm.layers.norm import Norm
@@ -19,8 +19,9 @@ class StepContext(NamedTuple):
     rope: tuple[Tensor, Tensor] | None
     """Cosines and signed sines [T, 1, H] at the tokens' positions."""
     mask: Tensor
-    """[T, S] or, with ALiBi, [N, T, S], additive."""
-    place: Placement
+    """[T, S]; [N, T, S], as with ALiBi; or [B, 1 or N, T, S], as of texts with paddings of their own. Additive."""
+    place: Placement | None
+    """None where nothing is kept: with `Uncached`."""
 
 
 class Attention(nn.Module):
@@ -38,7 +39,7 @@ class Attention(nn.Module):
             self.key_norm = Norm(config.qk_norm.norm, kv_heads * width)
         self.output = Linear(heads * width, dim, bias=config.output_bias)
 
-    def forward(self, x: Tensor, context: StepContext, cache: Cache) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, context: StepContext, cache: Cache | Uncached) -> tuple[Tensor, Cache]:
         config = self.config
         heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         batch, tokens, _ = x.shape
@@ -50,19 +51,12 @@ class Attention(nn.Module):
         if context.rope is not None:
             qk = rotate(qk, *context.rope)  # queries and keys in one go
         q, k = qk[:, :, :heads], qk[:, :, heads:]
-        cache = cache.update(k, v, context.place)
-
-        # A group's queries share their keys: fold them into rows, [B, K, group * T, H].
-        group, length = heads // kv_heads, cache.k.shape[2]
-        scale = width**-0.5 if config.scale is None else config.scale
-        q = (q * scale).reshape(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
-        scores = cache.scores(q.reshape(batch, kv_heads, group * tokens, width), tokens=tokens)
-        if config.softcap is not None:
-            scores = torch.tanh(scores * (1 / config.softcap)) * config.softcap
-        scores = scores.reshape(batch, kv_heads, group, tokens, length) + per_group(context.mask, config)
-        weights = torch.softmax(scores, -1).reshape(batch, kv_heads, group * tokens, length)
-        out = cache.mixed(weights, tokens=tokens).reshape(batch, kv_heads, group, tokens, width)
-        return self.output(out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads * width)), cache
+        if isinstance(cache, Uncached):
+            cache = cache.hold(k, v)
+        else:
+            assert context.place is not None
+            cache = cache.update(k, v, context.place)
+        return self.output(attention(q, cache, context.mask, config)), cache
 
     def _normalised(self, merged: Tensor, qk: Tensor) -> Tensor:
         """Queries and keys [B, T, N + K, H] after their norm, if they have one."""
@@ -74,3 +68,22 @@ class Attention(nn.Module):
         queries, keys = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
         normalised = [self.query_norm(merged[..., :queries]), self.key_norm(merged[..., queries : queries + keys])]
         return torch.cat(normalised, -1).reshape(qk.shape)
+
+
+def attention(q: Tensor, cache: Cache, mask: Tensor, config: AttentionConfig) -> Tensor:
+    """What queries q [B, T, N, H] take from the keys and values in the cache: [B, T, N * H].
+
+    softmax(q k^T * scale + mask) v (Vaswani et al. 2017, equation 1); `mask` as a StepContext has it.
+    """
+    batch, tokens, heads, width = q.shape
+    # A group's queries share their keys: fold them into rows, [B, K, group * T, H].
+    kv_heads, group, length = config.num_kv_heads, heads // config.num_kv_heads, cache.k.shape[2]
+    scale = width**-0.5 if config.scale is None else config.scale
+    q = (q * scale).reshape(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
+    scores = cache.scores(q.reshape(batch, kv_heads, group * tokens, width), tokens=tokens)
+    if config.softcap is not None:
+        scores = torch.tanh(scores * (1 / config.softcap)) * config.softcap
+    scores = scores.reshape(batch, kv_heads, group, tokens, length) + per_group(mask, config)
+    weights = torch.softmax(scores, -1).reshape(batch, kv_heads, group * tokens, length)
+    out = cache.mixed(weights, tokens=tokens).reshape(batch, kv_heads, group, tokens, width)
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads * width)

@@ -191,10 +191,11 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """A decoder block: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """A block: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     A norm that is None is left out; `*_post_norm` normalises what is added to x. `parallel`: both branches read the same x, and where
-    there is no `feed_forward_norm` the same norm of it. `residual_scale` multiplies both branches.
+    there is no `feed_forward_norm` the same norm of it. `residual_scale` multiplies both branches. `norm_after`: `attention_norm` and
+    `feed_forward_norm` normalise the sums instead, norm(x + attention(x)) and norm(x + feed_forward(x)), as BERT and BART do.
     """
 
     attention: AttentionConfig
@@ -205,6 +206,7 @@ class BlockConfig:
     feed_forward_post_norm: NormConfig | None = None
     parallel: bool = False
     residual_scale: float = 1.0
+    norm_after: bool = False
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,14 @@ class QuantizedCache(NamedTuple):
 Cache = KVCache | QuantizedCache
 
 
+class Uncached(NamedTuple):
+    """In the place of a cache, where tokens see those of their own step and nothing is kept, as in an encoder."""
+
+    def hold(self, k: Tensor, v: Tensor) -> KVCache:
+        """The step's own keys and values [B, T, K, H], as a cache of T slots."""
+        return KVCache(k.permute(0, 2, 1, 3), v.permute(0, 2, 3, 1))
+
+
 def cache_names(cache: Cache, layer: int | str) -> tuple[str, ...]:
     """What a signature calls the layer's tensors, in their order: kv_cache_k_0, kv_cache_v_0, kv_cache_k_0_scale, ..."""
     return tuple(f"kv_cache_{name[0]}_{layer}{name[1:]}" for name in cache._fields)

@@ -43,5 +43,9 @@ def _bfloat16(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, 
 
 
 def per_group(mask: Tensor, config: AttentionConfig) -> Tensor:
-    """A mask in the shape of the scores [B, K, N/K, T, S], as far as it differs."""
-    return mask if mask.dim() == 2 else mask.reshape(config.num_kv_heads, -1, *mask.shape[1:])
+    """A mask [T, S], [N, T, S] or [B, 1 or N, T, S] in the shape of the scores [B, K, N/K, T, S], as far as it differs."""
+    if mask.dim() == 2:
+        return mask
+    *batch, heads, tokens, slots = mask.shape
+    kv_heads = 1 if heads == 1 else config.num_kv_heads
+    return mask.reshape(*batch, kv_heads, heads // kv_heads, tokens, slots)

@@ -48,8 +48,8 @@ class Decoder(nn.Module):
         self.final_norm = Norm(config.final_norm, dim)
         self.lm_head = Linear(dim, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
-            self.lm_head.weight = self.embedding.weight
             self.lm_head.tied_to = "embedding"
+        self.tie()
         ops.name_layers(self)
         for block in self.blocks:  # equal blocks, and all experts of one, are compiled once: the exporter puts the indices in
             ops.name_layers(block, "blocks.{}")
@@ -57,6 +57,11 @@ class Decoder(nn.Module):
                 ops.name_layers(expert, "blocks.{}.feed_forward.experts.{expert}")
         self._tables = [rope_tables(rope, geometry.length) for rope in config.ropes]
         self.kinds = ContextKinds(config, geometry)
+
+    def tie(self) -> None:
+        """Let a tied head be the embedding again, after weights were put in."""
+        if self.config.tied_head:
+            self.lm_head.weight = self.embedding.weight
 
     def prologue(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, StepContexts]:
         """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what the blocks need."""

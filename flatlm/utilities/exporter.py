@@ -7,7 +7,7 @@ affair (`prove`), since what runs an exported file lies above.
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,12 +17,10 @@ from typing import Any
 from flatlm import __version__
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.convert.link import MANIFEST_CAPACITY, Root, link
-from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.convert.weights import WeightLayout, align
 from flatlm.convert.worker import Compiler, CompilerProcess
 from flatlm.errors import ExportError, OutputError, TokenizerError
-from flatlm.layers.config import CacheDtype, MixtureConfig, ModelConfig
-from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.layers.config import CacheDtype
 from flatlm.progress import Progress
 from flatlm.quantize.method import PLAIN
 from flatlm.quantize.recipes import RECIPES, Recipe
@@ -33,21 +31,18 @@ from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.kinds.kind import GraphPlan
+from flatlm.utilities.kinds.table import kind_of
 from flatlm.utilities.loader import LoadPlan, ModelLoader
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 from flatlm.utilities.registry import build_config
 from flatlm.utilities.results import save_result
 from flatlm.utilities.tokenizer import Tokenizer
 
-DEFAULT_CACHE_LENGTH = 1024
-DEFAULT_PREFILL_LENGTHS = (16, 128)
 SUFFIXES = (".tflite", ".litertlm")
 
 CONCURRENT_FROM = 256 << 20
 """Bytes of weights from which they are written while the graph is compiled. Below, the few kilobytes of slack would show."""
-ROOM_A_BLOCK = 48 << 10
-"""Bytes kept in the root for a block of a signature: a Llama block takes 20 kilobytes."""
-ROOM_AN_EXPERT = 6 << 10
-"""The same for each expert of a mixture."""
 
 Prove = Callable[[Path], Mapping[str, Any]]
 """Runs the file at a path; returns what was measured, or raises VerificationFailed."""
@@ -63,8 +58,7 @@ class ExportRequest:
     prefill_lengths: tuple[int, ...] | None = None
     kv_cache_len: int | None = None
     prefill_logits: bool = False
-    family: str | None = None
-    ignored_config_keys: tuple[str, ...] = ()
+    reading: Reading = AS_IT_SAYS
     lora: Path | None = None
     """Directory of a PEFT adapter that is merged into the checkpoint."""
     calibration: Path | None = None
@@ -77,14 +71,13 @@ class ExportRequest:
 class ExportPlan:
     """A request that was found possible: every weight has a source and a scheme that fits it, and the sizes are known."""
 
-    config: ModelConfig
+    config: Any
+    """Its type says what kind of model it is (`kinds/table.py`)."""
     family: str
     weights: LoadPlan
     recipe: Recipe
     layout: WeightLayout
-    geometry: CacheGeometry
-    prefill_lengths: tuple[int, ...]
-    cache_bytes: int
+    shape: GraphPlan
 
 
 @dataclass(frozen=True)
@@ -98,6 +91,7 @@ class ExportReport:
     parameters: int
     signatures: tuple[str, ...]
     kv_cache_len: int
+    """The most tokens of a text, where there is no KV cache."""
     seconds: Mapping[str, float]
     verification: Mapping[str, Any] | None
     integers: str | None = None
@@ -110,16 +104,14 @@ def plan_export(checkpoint: TensorStore, request: ExportRequest) -> ExportPlan:
 
     Raises ConfigError, CheckpointError, RecipeError or ExportError, whichever says first what is wrong.
     """
-    config, builder = build_config(request.checkpoint, family=request.family, ignored_keys=request.ignored_config_keys)
+    config, builder = build_config(request.checkpoint, request.reading)
     loader = ModelLoader(checkpoint, builder.tensor_names)
     config = loader.fit(config)
     weights = loader.plan(config)
     require_possible(config, weights.weights, request.recipe, text=request.calibration is not None)
-    cache_length, prefill_lengths = _lengths(request, config.max_positions)
+    shape = kind_of(config).graph(config, request)
     layout = WeightLayout(weights.weights, with_assumed_ranges(request.recipe, weights.weights))
-    geometry = CacheGeometry(cache_length, max(prefill_lengths), _cache_dtype(request))
-    cache = sum(geometry.bytes(block.attention) for block in config.blocks)
-    return ExportPlan(config, builder.family, weights, request.recipe, layout, geometry, prefill_lengths, cache)
+    return ExportPlan(config, builder.family, weights, request.recipe, layout, shape)
 
 
 def export(
@@ -137,10 +129,9 @@ def export(
         clock.start("plan")
         checkpoint = stack.enter_context(open_checkpoint(request.checkpoint, lora=request.lora))
         plan = plan_export(checkpoint, request)
-        specs = signature_specs(plan.prefill_lengths, prefill_logits=request.prefill_logits)
         text = _calibration_text(request, plan)
-        compiler.submit(plan.config, plan.geometry, specs)
-        finish = BundleFinisher(request.checkpoint, plan.geometry.length) if request.output.suffix == ".litertlm" else None
+        compiler.submit(plan.shape.graph)
+        finish = BundleFinisher(request.checkpoint, plan.shape.context) if request.output.suffix == ".litertlm" else None
         if finish and request.lora is not None:
             _require_the_same_tokenizer(request.checkpoint, request.lora)
         temporary = stack.enter_context(atomic_output(request.output))
@@ -153,8 +144,8 @@ def export(
         handle = os.open(temporary, os.O_RDWR)
         stack.callback(os.close, handle)
         base = finish.model_offset if finish else 0
-        root, size = _write_model(plan, specs, compiler, handle, base, clock, progress)
-        manifest = _manifest(request, plan, checkpoint, specs, text)
+        root, size = _write_model(plan, compiler, handle, base, clock, progress)
+        manifest = _manifest(request, plan, checkpoint, text)
         root.set_manifest(manifest)
         root.write(handle, base)
         if finish:
@@ -177,12 +168,12 @@ def export(
         plan.recipe.name,
         plan.family,
         plan.weights.parameters(),
-        tuple(spec.name for spec in specs),
-        plan.geometry.length,
+        plan.shape.graph.signatures,
+        plan.shape.context,
         clock.stop(),
         verification,
         str(plan.layout.carry) if plan.layout.carry else None,
-        str(plan.geometry.dtype),
+        str(plan.shape.cache_dtype),
     )
 
 
@@ -208,7 +199,6 @@ def require_suffix(output: Path) -> None:
 
 def _write_model(
     plan: ExportPlan,
-    specs: Sequence[SignatureSpec],
     compiler: Compiler,
     handle: int,
     base: int,
@@ -222,7 +212,7 @@ def _write_model(
     weights_at, scales = 0, None
     if plan.layout.size >= CONCURRENT_FROM:
         clock.start("weights")
-        weights_at = align(_space_for_root(plan, len(specs)))
+        weights_at = align(_space_for_root(plan))
         scales = plan.layout.write(handle, base + weights_at, progress=progress)
     clock.start("compile")
     root = link(compiler.result(), plan.layout)
@@ -234,34 +224,9 @@ def _write_model(
     return root, weights_at + plan.layout.size
 
 
-def _space_for_root(plan: ExportPlan, signatures: int) -> int:
-    """Bytes that hold the root: its scales, its manifest, and for each block of each signature about twice what a block takes."""
-    experts = sum(block.feed_forward.num_experts for block in plan.config.blocks if isinstance(block.feed_forward, MixtureConfig))
-    graphs = (1 + signatures * len(plan.config.blocks)) * ROOM_A_BLOCK + signatures * experts * ROOM_AN_EXPERT
-    return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + graphs
-
-
-def _cache_dtype(request: ExportRequest) -> CacheDtype:
-    try:
-        return CacheDtype(request.kv_cache_dtype)
-    except ValueError:
-        raise ExportError(f"--kv-cache-dtype {request.kv_cache_dtype}: use {', '.join(CacheDtype)}") from None
-
-
-def _lengths(request: ExportRequest, max_positions: int) -> tuple[int, tuple[int, ...]]:
-    cache = request.kv_cache_len or min(DEFAULT_CACHE_LENGTH, max_positions)
-    if request.kv_cache_len is not None and request.kv_cache_len < 2:
-        raise ExportError(f"--kv-cache-len {request.kv_cache_len}: the cache needs at least 2 slots")
-    if cache > max_positions:
-        raise ExportError(f"--kv-cache-len {cache} is longer than the {max_positions} positions that the model was made for")
-    if request.prefill_lengths is None:
-        return cache, tuple(length for length in DEFAULT_PREFILL_LENGTHS if length <= cache) or (cache,)
-    lengths = tuple(sorted(set(request.prefill_lengths)))
-    if not lengths or lengths[0] < 2:
-        raise ExportError(f"--prefill {','.join(map(str, lengths))}: lengths are whole numbers of at least 2 (decode takes one token)")
-    if lengths[-1] > cache:
-        raise ExportError(f"--prefill {lengths[-1]} is longer than the cache of {cache} slots: lower it, or raise --kv-cache-len")
-    return cache, lengths
+def _space_for_root(plan: ExportPlan) -> int:
+    """Bytes that hold the root: its scales, its manifest, its graph."""
+    return plan.layout.channel_scale_bytes() + MANIFEST_CAPACITY + plan.shape.graph.room
 
 
 def _require_space(output: Path, plan: ExportPlan) -> None:
@@ -280,9 +245,7 @@ def _calibration_text(request: ExportRequest, plan: ExportPlan) -> CalibrationTe
     return read_text(request.calibration, request.checkpoint, vocab_size=config.vocab_size, max_positions=config.max_positions)
 
 
-def _manifest(
-    request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore, specs: Sequence[SignatureSpec], text: CalibrationText | None
-) -> dict[str, Any]:
+def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore, text: CalibrationText | None) -> dict[str, Any]:
     packages = ("torch", "litert-torch", "ai-edge-litert", "litert-lm-builder")
     return {
         "flatlm": __version__,
@@ -292,13 +255,14 @@ def _manifest(
         "checkpoint": checkpoint.fingerprint(),
         **({"lora": checkpoint.adapter_facts()} if isinstance(checkpoint, LoraStore) else {}),
         "parameters": plan.weights.parameters(),
-        "signatures": [spec.name for spec in specs],
-        "kv_cache_len": plan.geometry.length,
-        **({} if plan.geometry.dtype is CacheDtype.FLOAT32 else {"kv_cache_dtype": str(plan.geometry.dtype)}),
+        "signatures": list(plan.shape.graph.signatures),
+        "kv_cache_len": plan.shape.context,
+        **({} if plan.shape.cache_dtype is CacheDtype.FLOAT32 else {"kv_cache_dtype": str(plan.shape.cache_dtype)}),
         "vocab_size": plan.config.vocab_size,
         **_tokenizer(request.checkpoint),
         "ignored_tensors": list(plan.weights.ignored),
-        "ignored_config_keys": list(request.ignored_config_keys),
+        "ignored_config_keys": list(request.reading.ignored_config_keys),
+        **plan.shape.facts,
         **({"integers": plan.layout.carry.to_dict()} if plan.layout.carry else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }

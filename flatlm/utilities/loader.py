@@ -3,23 +3,24 @@
 import fnmatch
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import ModelConfig
-from flatlm.layers.model import Decoder
 from flatlm.quantize.carried import IntegerRows, StoredIntegers, concatenate, merge
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import IntegerStore
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.slots import Indices, Part, Slot, model_slots
+from flatlm.utilities.kinds.table import kind_of
+from flatlm.utilities.slots import Indices, Part, Slot
 from flatlm.utilities.tensor_names import TensorNames
 
 __all__ = ["LoadPlan", "ModelLoader", "PlannedWeight", "TensorNames"]
@@ -153,61 +154,79 @@ class ModelLoader:
         self.checkpoint = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         self.names = resolve_prefix(names, self.checkpoint.tensors)
 
-    def fit(self, config: ModelConfig) -> ModelConfig:
+    def fit(self, config: Any) -> Any:
         """The configuration of the model with the checkpoint's adapter merged, which may untie the head or widen the vocabulary."""
-        if not isinstance(self.checkpoint, LoraStore):
+        if not isinstance(self.checkpoint, LoraStore) or not isinstance(config, ModelConfig):
             return config
         return self.checkpoint.fit(config, embedding=f"{self.names.embedding}.weight", head=f"{self.names.lm_head}.weight")
 
-    def plan(self, config: ModelConfig) -> LoadPlan:
+    def plan(self, config: Any) -> LoadPlan:
         """Raises one CheckpointError that lists every missing, misshapen, unreadable or unused tensor, before anything is read."""
-        slots = list(model_slots(config, self.names))
-        used = {part.tensor for slot in slots for part in slot.parts}
-        rest = [name for name in self.checkpoint.tensors if name not in used]
-        patterns = [*self.names.ignored, *([f"{self.names.lm_head}.weight"] if config.tied_head else [])]
-        zeros = self.checkpoint.zero_biases() if isinstance(self.checkpoint, IntegerStore) else frozenset()
-        ignored = tuple(name for name in rest if name in zeros or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-        problems = list(dict.fromkeys(self._problems(slots)))
-        for name in rest:
-            if name not in ignored:
-                problems.append(f"{name} {list(self.checkpoint.tensors[name].shape)} is not used by the model")
-        if problems:
-            problems += self._hints(config)
-            more = f"\n  ... and {len(problems) - MAX_PROBLEMS_LISTED} more" if len(problems) > MAX_PROBLEMS_LISTED else ""
-            listed = "".join(f"\n  {problem}" for problem in problems[:MAX_PROBLEMS_LISTED])
-            raise CheckpointError(f"{self.checkpoint.directory}: config.json and the weights do not agree:{listed}{more}")
-        return LoadPlan({slot.name: PlannedWeight(slot, self.checkpoint) for slot in slots}, ignored)
+        return kind_of(config).load_plan(config, self.checkpoint, self.names)
 
-    def load(self, model: Decoder, *, dtype: torch.dtype = torch.float32) -> LoadPlan:
+    def load(self, model: nn.Module, *, dtype: torch.dtype = torch.float32) -> LoadPlan:
         """Give every parameter of an eager model (also one built on the meta device) its values, as `dtype`."""
         plan = self.plan(model.config)
-        parameters = dict(model.named_parameters())  # a tied head is listed once
-        if parameters.keys() != plan.weights.keys():
-            raise CheckpointError(f"the model and its plan differ in {sorted(parameters.keys() ^ plan.weights.keys())}")
-        state = {name: weight.rows(0, weight.shape[0]).to(dtype) for name, weight in plan.weights.items()}
-        model.load_state_dict(state, strict=False, assign=True)
-        if model.config.tied_head:
-            model.lm_head.weight = model.embedding.weight
-        model.requires_grad_(False)
+        load_weights(model, plan, dtype=dtype)
         return plan
 
-    def _problems(self, slots: Iterable[Slot]) -> Iterator[str]:
-        tensors = self.checkpoint.tensors
-        for slot in slots:
-            for part in slot.parts:
-                if part.tensor not in tensors:
-                    yield f"{part.tensor} {list(part.shape)} is missing (needed for {slot.name})"
-                elif tensors[part.tensor].shape != part.shape:
-                    yield f"{part.tensor} has shape {list(tensors[part.tensor].shape)}, the configuration asks for {list(part.shape)}"
-                elif not tensors[part.tensor].dtype.is_floating_point:
-                    yield f"{part.tensor} is {tensors[part.tensor].dtype}, not a floating-point type"
 
-    def _hints(self, config: ModelConfig) -> list[str]:
-        """What to do about a fine-tune whose embedding has grown and whose config.json has not."""
-        record = self.checkpoint.tensors.get(f"{self.names.embedding}.weight")
-        if record is None or len(record.shape) != 2 or record.shape[0] == config.vocab_size:
-            return []
-        return [f"the embedding has {record.shape[0]} rows: if tokens were added to the model, set vocab_size to that in config.json"]
+def load_weights(model: nn.Module, plan: LoadPlan, *, dtype: torch.dtype = torch.float32) -> None:
+    """Give every parameter of an eager model its values by a plan, as `dtype`."""
+    parameters = dict(model.named_parameters())  # a tied head is listed once
+    if parameters.keys() != plan.weights.keys():
+        raise CheckpointError(f"the model and its plan differ in {sorted(parameters.keys() ^ plan.weights.keys())}")
+    state = {name: weight.rows(0, weight.shape[0]).to(dtype) for name, weight in plan.weights.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie()  # type: ignore[operator]
+    model.requires_grad_(False)
+
+
+def plan_slots(
+    slots: Sequence[Slot], checkpoint: TensorStore, names: TensorNames, *, ignored: Sequence[str] = (), vocab_size: int | None = None
+) -> LoadPlan:
+    """The plan that the slots make up.
+
+    `ignored`: patterns of tensors that are left out, beside those of `names`; `vocab_size`: how many rows the embedding should have.
+    Raises one CheckpointError that lists every missing, misshapen, unreadable or unused tensor.
+    """
+    used = {part.tensor for slot in slots for part in slot.parts}
+    rest = [name for name in checkpoint.tensors if name not in used]
+    patterns = [*names.ignored, *ignored]
+    zeros = checkpoint.zero_biases() if isinstance(checkpoint, IntegerStore) else frozenset()
+    left_out = tuple(name for name in rest if name in zeros or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    problems = list(dict.fromkeys(_problems(slots, checkpoint)))
+    problems += [f"{name} {list(checkpoint.tensors[name].shape)} is not used by the model" for name in rest if name not in left_out]
+    if problems:
+        raise disagreement(checkpoint, [*problems, *_hints(checkpoint, names, vocab_size)])
+    return LoadPlan({slot.name: PlannedWeight(slot, checkpoint) for slot in slots}, left_out)
+
+
+def disagreement(checkpoint: TensorStore, problems: Sequence[str]) -> CheckpointError:
+    """One error for all that is wrong between a configuration and the weights."""
+    more = f"\n  ... and {len(problems) - MAX_PROBLEMS_LISTED} more" if len(problems) > MAX_PROBLEMS_LISTED else ""
+    listed = "".join(f"\n  {problem}" for problem in problems[:MAX_PROBLEMS_LISTED])
+    return CheckpointError(f"{checkpoint.directory}: config.json and the weights do not agree:{listed}{more}")
+
+
+def _problems(slots: Iterable[Slot], checkpoint: TensorStore) -> Iterator[str]:
+    tensors = checkpoint.tensors
+    for slot in slots:
+        for part in slot.parts:
+            if part.tensor not in tensors:
+                yield f"{part.tensor} {list(part.shape)} is missing (needed for {slot.name})"
+            elif tensors[part.tensor].shape != part.shape:
+                yield f"{part.tensor} has shape {list(tensors[part.tensor].shape)}, the configuration asks for {list(part.shape)}"
+            elif not tensors[part.tensor].dtype.is_floating_point:
+                yield f"{part.tensor} is {tensors[part.tensor].dtype}, not a floating-point type"
+
+
+def _hints(checkpoint: TensorStore, names: TensorNames, vocab_size: int | None) -> list[str]:
+    """What to do about a fine-tune whose embedding has grown and whose config.json has not."""
+    record = checkpoint.tensors.get(f"{names.embedding}.weight")
+    if record is None or vocab_size is None or len(record.shape) != 2 or record.shape[0] == vocab_size:
+        return []
+    return [f"the embedding has {record.shape[0]} rows: if tokens were added to the model, set vocab_size to that in config.json"]
 
 
 def resolve_prefix(names: TensorNames, tensors: Iterable[str]) -> TensorNames:

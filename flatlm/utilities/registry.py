@@ -4,10 +4,11 @@ import difflib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flatlm.errors import ConfigError
 from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 
 if TYPE_CHECKING:
     from flatlm.layers.config import ModelConfig
@@ -206,13 +207,11 @@ def _not_supported(hf_config: ConfigReader) -> ConfigError:
     return ConfigError(f"{problem} is not supported; {hint}")
 
 
-def build_config(
-    directory: Path, *, family: str | None = None, ignored_keys: tuple[str, ...] = ()
-) -> tuple["ModelConfig", type[ConfigBuilder]]:
-    """Read a checkpoint's config.json into a `ModelConfig`, and say which builder did. Raises ConfigError."""
+def build_config(directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, type[ConfigBuilder]]:
+    """Read a checkpoint's config.json into the model's configuration, and say which builder did. Raises ConfigError."""
     reader = ConfigReader.from_directory(directory)
-    builder = find_builder(reader, family=family)
+    builder = find_builder(reader, family=reading.family)
     config = builder.build(reader, directory)
     reader.skip("quantization_config")  # read, or refused, where the checkpoint is opened
-    reader.finish(ignored_keys)
+    reader.finish(reading.ignored_config_keys)
     return config, builder

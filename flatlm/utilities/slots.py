@@ -60,8 +60,8 @@ def model_slots(config: ModelConfig, names: TensorNames) -> Iterator[Slot]:
     if config.position_embedding is not None:
         yield Slot("position_embedding.weight", (Part(f"{names.position_embedding}.weight", (config.position_embedding.rows, width)),))
     for layer, block in enumerate(config.blocks):
-        yield from _BlockSlots(block, names, layer, width)
-    yield from _norm("final_norm", names.final_norm, config.final_norm, width, names)
+        yield from BlockSlots(block, names, layer, width, f"blocks.{layer}")
+    yield from norm_slots("final_norm", names.final_norm, config.final_norm, width, names)
     head = Part(f"{names.lm_head}.weight", (config.vocab_size, width))
     if not config.tied_head:
         yield Slot("lm_head.weight", (head,))
@@ -70,7 +70,7 @@ def model_slots(config: ModelConfig, names: TensorNames) -> Iterator[Slot]:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Some rows of a projection: of the tensor `source`, which has `stored` rows, those of `indices` (None: all)."""
 
     source: str
@@ -78,12 +78,11 @@ class _Rows:
     indices: Indices | None = None
 
 
-class _BlockSlots:
-    """One block's slots, in the order of its parameters."""
+class BlockSlots:
+    """One block's slots, in the order of its parameters: that of the checkpoint's layer `layer`, called `prefix` in the model."""
 
-    def __init__(self, block: BlockConfig, names: TensorNames, layer: int, width: int) -> None:
-        self.block, self.names, self.layer, self.width = block, names, layer, width
-        self.prefix = f"blocks.{layer}"
+    def __init__(self, block: BlockConfig, names: TensorNames, layer: int, width: int, prefix: str) -> None:
+        self.block, self.names, self.layer, self.width, self.prefix = block, names, layer, width, prefix
 
     def __iter__(self) -> Iterator[Slot]:
         block, width = self.block, self.width
@@ -113,17 +112,19 @@ class _BlockSlots:
         elif config.qk_norm is not None:
             for name, field_name, rows in (("query_norm", "attn_query_norm", queries), ("key_norm", "attn_key_norm", keys)):
                 parameter = f"{self.prefix}.attention.{name}"
-                yield from _norm(parameter, self._name(field_name), config.qk_norm.norm, rows, self.names, _each_head(rows // width, order))
-        yield from self._linear("attention.output", [_Rows(self._name("attn_output_proj"), self.width)], queries, bias=config.output_bias)
+                yield from norm_slots(
+                    parameter, self._name(field_name), config.qk_norm.norm, rows, self.names, _each_head(rows // width, order)
+                )
+        yield from self._linear("attention.output", [Rows(self._name("attn_output_proj"), self.width)], queries, bias=config.output_bias)
 
-    def _qkv(self, config: AttentionConfig, order: Indices | None) -> list[_Rows]:
+    def _qkv(self, config: AttentionConfig, order: Indices | None) -> list[Rows]:
         """The rows of the merged projection [q | k | v], the entries of q's and k's heads in the model's order."""
         heads, kv_heads, width = config.num_query_heads, config.num_kv_heads, config.head_dim
         if self.names.attn_fused_qkv_proj is None:
             rows = []
             for field_name, count in (("attn_query_proj", heads), ("attn_key_proj", kv_heads), ("attn_value_proj", kv_heads)):
                 own_order = None if field_name == "attn_value_proj" else _each_head(count, order)
-                rows.append(_Rows(self._name(field_name), count * width, own_order))
+                rows.append(Rows(self._name(field_name), count * width, own_order))
             return rows
         fused, total = self._name("attn_fused_qkv_proj"), (heads + 2 * kv_heads) * width
         where = np.arange(total).reshape(heads + 2 * kv_heads, width)
@@ -131,10 +132,10 @@ class _BlockSlots:
             groups = where.reshape(kv_heads, -1, width)
             where = np.concatenate([part.reshape(-1, width) for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])
         elif order is None:
-            return [_Rows(fused, total)]
+            return [Rows(fused, total)]
         if order is not None:
             where[: heads + kv_heads] = where[: heads + kv_heads, order]
-        return [_Rows(fused, total, where.reshape(-1))]
+        return [Rows(fused, total, where.reshape(-1))]
 
     def _head_norms(self, config: AttentionConfig, order: Indices | None) -> Iterator[Slot]:
         """A norm's weights for every head [N + K, H]: one tensor for all query heads and one for all key heads, or one for each head."""
@@ -150,45 +151,53 @@ class _BlockSlots:
         """`expert`: its index, and of how many."""
         hidden, width = config.hidden_dim, self.width
         kind, index = ("ff", ()) if expert is None else ("expert", (expert[0],))
-        up = _Rows(self._name(f"{kind}_up_proj", *index), hidden)
+        up = Rows(self._name(f"{kind}_up_proj", *index), hidden)
         if config.gated and getattr(self.names, f"{kind}_fused_gate_up_proj") is not None:
-            fused = [_Rows(self._name(f"{kind}_fused_gate_up_proj", *index), 2 * hidden)]
+            fused = [Rows(self._name(f"{kind}_fused_gate_up_proj", *index), 2 * hidden)]
             yield from self._linear(f"{name}.gate_up", fused, width, bias=config.bias, expert=expert)
         elif config.gated:
-            merged = [_Rows(self._name(f"{kind}_gate_proj", *index), hidden), up]
+            merged = [Rows(self._name(f"{kind}_gate_proj", *index), hidden), up]
             yield from self._linear(f"{name}.gate_up", merged, width, bias=config.bias, expert=expert)
         else:
             yield from self._linear(f"{name}.up", [up], width, bias=config.bias, expert=expert)
-        down = [_Rows(self._name(f"{kind}_down_proj", *index), width)]
+        down = [Rows(self._name(f"{kind}_down_proj", *index), width)]
         yield from self._linear(f"{name}.down", down, hidden, bias=config.bias, expert=expert)
 
     def _mixture(self, config: MixtureConfig) -> Iterator[Slot]:
-        router = _Rows(self._name("router"), config.num_experts)
+        router = Rows(self._name("router"), config.num_experts)
         yield from self._linear("feed_forward.router", [router], self.width, bias=False)
         for expert in range(config.num_experts):
             yield from self._feed_forward(f"feed_forward.experts.{expert}", config.expert, (expert, config.num_experts))
 
     def _linear(
-        self, name: str, rows: Sequence[_Rows], columns: int, *, bias: bool, expert: tuple[int, int] | None = None
+        self, name: str, rows: Sequence[Rows], columns: int, *, bias: bool, expert: tuple[int, int] | None = None
     ) -> Iterator[Slot]:
-        stacked = expert if self.names.stacked_experts else None
-        parts = []
-        for part in rows:
-            shape = (columns, part.stored) if self.names.transposed else (part.stored, columns)
-            if stacked is not None:
-                parts.append(Part(f"{part.source}.weight", (stacked[1], *shape), part.indices, stacked[0], self.names.transposed))
-            else:
-                parts.append(Part(f"{part.source}.weight", shape, part.indices, None, self.names.transposed))
-        yield Slot(f"{self.prefix}.{name}.weight", tuple(parts))
-        if bias:
-            yield Slot(f"{self.prefix}.{name}.bias", tuple(Part(f"{part.source}.bias", (part.stored,), part.indices) for part in rows))
+        yield from linear_slots(f"{self.prefix}.{name}", rows, columns, self.names, bias=bias, expert=expert)
 
     def _norm(self, name: str, field_name: str, config: NormConfig | None, width: int) -> Iterator[Slot]:
         if config is not None:
-            yield from _norm(f"{self.prefix}.{name}", self._name(field_name), config, width, self.names)
+            yield from norm_slots(f"{self.prefix}.{name}", self._name(field_name), config, width, self.names)
 
 
-def _norm(name: str, source: str, config: NormConfig, width: int, names: TensorNames, rows: Indices | None = None) -> Iterator[Slot]:
+def linear_slots(
+    name: str, rows: Sequence[Rows], columns: int, names: TensorNames, *, bias: bool, expert: tuple[int, int] | None = None
+) -> Iterator[Slot]:
+    """A linear's weight [rows, columns], and its bias, made up of rows of the tensors. `expert`: its index, and of how many."""
+    stacked = expert if names.stacked_experts else None
+    parts = []
+    for part in rows:
+        shape = (columns, part.stored) if names.transposed else (part.stored, columns)
+        if stacked is not None:
+            parts.append(Part(f"{part.source}.weight", (stacked[1], *shape), part.indices, stacked[0], names.transposed))
+        else:
+            parts.append(Part(f"{part.source}.weight", shape, part.indices, None, names.transposed))
+    yield Slot(f"{name}.weight", tuple(parts))
+    if bias:
+        yield Slot(f"{name}.bias", tuple(Part(f"{part.source}.bias", (part.stored,), part.indices) for part in rows))
+
+
+def norm_slots(name: str, source: str, config: NormConfig, width: int, names: TensorNames, rows: Indices | None = None) -> Iterator[Slot]:
+    """A norm's weight and bias [width], as far as it has them, from the tensors that begin with `source`."""
     for kind in _parameters(config):
         yield Slot(f"{name}.{kind}", (Part(f"{source}.{kind}", (width,), rows, offset=_norm_offset(names, config, kind)),))
 

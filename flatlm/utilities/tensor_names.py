@@ -1,6 +1,7 @@
 """Where a family's checkpoints keep their tensors, and how they pack them: data, one record for each family."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,11 @@ class TensorNames:
     final_norm: str
     lm_head: str = "lm_head"
     position_embedding: str | None = None
+    block_position_embedding: str | None = None
+    token_type_embedding: str | None = None
+    embedding_norm: str | None = None
+    embedding_proj: str | None = None
+    relative_bias: str | None = None
     pre_attn_norm: str | None = None
     attn_query_proj: str | None = None
     attn_key_proj: str | None = None
@@ -23,6 +29,11 @@ class TensorNames:
     attn_query_norm: str | None = None
     attn_key_norm: str | None = None
     post_attn_norm: str | None = None
+    pre_cross_norm: str | None = None
+    cross_query_proj: str | None = None
+    cross_key_proj: str | None = None
+    cross_value_proj: str | None = None
+    cross_output_proj: str | None = None
     pre_ff_norm: str | None = None
     ff_up_proj: str | None = None
     ff_down_proj: str | None = None
@@ -34,6 +45,13 @@ class TensorNames:
     expert_up_proj: str | None = None
     expert_fused_gate_up_proj: str | None = None
     expert_down_proj: str | None = None
+    pooler: str | None = None
+    head_dense: str | None = None
+    head_norm: str | None = None
+    head_output: str | None = None
+
+    encoder: "TensorNames | None" = None
+    """The encoder's own, where these are a decoder's beside it. What both share has one name in both."""
 
     grouped_qkv: bool = False
     """The rows of a fused qkv come group by group, [K, (N/K queries, key, value), H], not as [queries | keys | values]."""
@@ -55,9 +73,11 @@ class TensorNames:
 
     def renamed(self, written: str, found: str) -> "TensorNames":
         """The same with one beginning in place of another."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for field in fields(self):
             name = getattr(self, field.name)
             if isinstance(name, str) and name.startswith(written):
                 changed[field.name] = found + name.removeprefix(written)
-        return TensorNames(**{field.name: getattr(self, field.name) for field in fields(self)} | changed)
+            elif isinstance(name, TensorNames):
+                changed[field.name] = name.renamed(written, found)
+        return replace(self, **changed)

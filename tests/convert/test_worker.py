@@ -5,24 +5,25 @@ from typing import Any, Self
 
 import pytest
 
+from flatlm.convert.graphs import DecoderGraph
 from flatlm.convert.signatures import signature_specs
 from flatlm.convert.worker import CachingCompiler, CompilerHere, CompilerProcess
 from flatlm.layers.kv_cache import CacheGeometry
 from tests.models import tiny_config
 
-Job = tuple[Any, Any, Any]
 
-
-def job(prefill: int = 4, *, layers: int = 1, slots: int = 16, logits: bool = False) -> Job:
-    """A job that equals another of the same numbers, and shares nothing with it."""
-    return tiny_config(layers=layers), CacheGeometry(slots, prefill), signature_specs((prefill,), prefill_logits=logits)
+def job(prefill: int = 4, *, layers: int = 1, slots: int = 16, logits: bool = False) -> DecoderGraph:
+    """A graph that equals another of the same numbers, and shares nothing with it."""
+    return DecoderGraph(
+        tiny_config(layers=layers), CacheGeometry(slots, prefill), tuple(signature_specs((prefill,), prefill_logits=logits))
+    )
 
 
 @pytest.mark.slow
 def test_a_process_and_this_one_make_the_same_graph() -> None:
     with CompilerProcess() as process, CompilerHere() as here:
-        process.submit(*job())
-        here.submit(*job())
+        process.submit(job())
+        here.submit(job())
         there = process.result()
         assert there.subgraphs and pickle.dumps(there) == pickle.dumps(pickle.loads(pickle.dumps(here.result())))
 
@@ -36,8 +37,8 @@ class Noted:
         self.left = 0
         self.started.append(self)
 
-    def submit(self, config: Any, geometry: Any, specs: Any) -> None:
-        self._graph = [len(config.blocks), geometry.longest_step, *specs]
+    def submit(self, graph: DecoderGraph) -> None:
+        self._graph = [len(graph.config.blocks), graph.geometry.longest_step, *graph.specs]
 
     def result(self) -> Any:
         return self._graph
@@ -55,9 +56,9 @@ def caching(monkeypatch: pytest.MonkeyPatch) -> CachingCompiler:
     return CachingCompiler(Noted)
 
 
-def compiled(compiler: CachingCompiler, which: Job) -> Any:
+def compiled(compiler: CachingCompiler, which: DecoderGraph) -> Any:
     with compiler:
-        compiler.submit(*which)
+        compiler.submit(which)
         return compiler.result()
 
 
@@ -72,13 +73,13 @@ def test_a_graph_is_compiled_once_and_each_result_is_the_callers_own(caching: Ca
 def test_another_graph_is_compiled_anew_and_neither_is_forgotten(caching: CachingCompiler) -> None:
     jobs = [job(), job(8), job(layers=2), job(slots=32), job(logits=True)]
     found = [compiled(caching, each) for each in jobs + jobs]
-    assert found == 2 * [[len(config.blocks), geometry.longest_step, *specs] for config, geometry, specs in jobs]
+    assert found == 2 * [[len(each.config.blocks), each.geometry.longest_step, *each.specs] for each in jobs]
     assert [each.left for each in Noted.started] == [1, 1, 1, 1, 1]
 
 
 def test_what_is_left_in_the_middle_is_ended_and_begun_anew(caching: CachingCompiler) -> None:
     with pytest.raises(KeyboardInterrupt), caching:
-        caching.submit(*job())
+        caching.submit(job())
         raise KeyboardInterrupt
     assert [each.left for each in Noted.started] == [1]
     assert compiled(caching, job())

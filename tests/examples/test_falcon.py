@@ -12,6 +12,7 @@ from flatlm.errors import ConfigError
 from flatlm.examples.falcon import TENSOR_NAMES, TENSOR_NAMES_TWO_NORMS, alibi_slopes
 from flatlm.layers.config import MaskConfig
 from flatlm.layers.mask import rounded_alibi
+from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import build_config
 
 FALCON_7B = {"architectures": ["FalconForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
@@ -21,7 +22,7 @@ OLD_7B = {"architectures": ["RWForCausalLM"], "hidden_size": 64, "n_layer": 2, "
 
 def build(directory: Path, config: dict[str, Any], **more: Any) -> Any:
     (directory / "config.json").write_text(json.dumps(config))
-    return build_config(directory, **more)
+    return build_config(directory, Reading(**more))
 
 
 @pytest.mark.parametrize("heads", [1, 6, 32, 71])

@@ -83,7 +83,7 @@ def test_a_cache_costs_what_its_dtype_says() -> None:
 def test_the_plan_foretells_the_caches_size(dtype: str, token: int, tmp_path: Path) -> None:
     with open_checkpoint(DEMO) as store:
         plan = plan_export(store, ExportRequest(DEMO, tmp_path / "a.tflite", kv_cache_len=100, kv_cache_dtype=dtype))
-        assert plan.cache_bytes == len(plan.config.blocks) * 100 * plan.config.blocks[0].attention.num_kv_heads * token
+        assert plan.shape.cache_bytes == len(plan.config.blocks) * 100 * plan.config.blocks[0].attention.num_kv_heads * token
         with pytest.raises(ExportError, match="--kv-cache-dtype int4: use float32, float16, int8"):
             plan_export(store, ExportRequest(DEMO, tmp_path / "a.tflite", kv_cache_dtype="int4"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flatlm.generative.evaluation.divergence import kl_divergence
-from flatlm.generative.verify import _Tally
+from flatlm.generative.verify import Tally
 from flatlm.quantize.recipes import Bound
 
 
@@ -21,7 +21,7 @@ def test_kl_divergence_in_nats() -> None:
 
 
 def test_a_tally_counts_what_it_says() -> None:
-    tally = _Tally()
+    tally = Tally()
     tally.add(logits(0.5, 0.3, 0.2), logits(0.5, 0.3, 0.2))
     tally.add(logits(0.5, 0.3, 0.2), logits(0.3, 0.5, 0.2))
     tally.add(logits(0.5, 0.3, 0.2), logits(0.5, 0.2, 0.3))
@@ -34,6 +34,6 @@ def test_a_tally_counts_what_it_says() -> None:
 
 
 def test_what_is_not_finite_passes_no_bound() -> None:
-    tally = _Tally()
+    tally = Tally()
     tally.add(logits(0.5, 0.5), np.array([np.nan, 0.0], np.float32))
     assert not tally.within(Bound())

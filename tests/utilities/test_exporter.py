@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatlm.convert import graphs
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
@@ -37,7 +38,7 @@ def test_weights_written_while_compiling_are_the_same(recipe: str, checkpoint: P
     monkeypatch.setattr(exporter, "CONCURRENT_FROM", 0)
     assert np.array_equal(exported(checkpoint, tmp_path / "ahead.tflite", recipe), behind)
     assert (tmp_path / "ahead.tflite").stat().st_size > (tmp_path / "behind.tflite").stat().st_size  # the space that was kept
-    monkeypatch.setattr(exporter, "ROOM_A_BLOCK", 0)  # too little: the weights are written again, behind the root
+    monkeypatch.setattr(graphs, "ROOM_A_BLOCK", 0)  # too little: the weights are written again, behind the root
     assert np.array_equal(exported(checkpoint, tmp_path / "again.tflite", recipe), behind)
     assert (tmp_path / "again.tflite").stat().st_size == (tmp_path / "behind.tflite").stat().st_size
 

@@ -24,6 +24,7 @@ from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.digests import digest_of, file_digest, weight_states
 from flatlm.utilities.documents import Piece, encode_document, windows
+from flatlm.utilities.reading import AS_IT_SAYS, Reading
 from flatlm.utilities.tokenizer import Tokenizer
 
 GREEDY_PROMPTS = 16
@@ -56,6 +57,7 @@ class EvaluationRequest:
     reference_cache: Path | None = None
     """Where what the reference says is kept for other files; by default in the user's cache."""
     reference_top: int = TOP
+    reading: Reading = AS_IT_SAYS
     """Tokens of each of the reference's distributions that are kept; 0: nothing is kept."""
 
 
@@ -182,12 +184,14 @@ class _LazyReference:
     def __init__(self, request: EvaluationRequest, checkpoint: Path, runner: Runner) -> None:
         self._request, self._checkpoint, self._runner = request, checkpoint, runner
         self._model: Reference | None = None
-        self.name = reference_name(checkpoint, length=runner.cache_length, against=request.against, lora=request.lora)
+        self.name = reference_name(
+            checkpoint, length=runner.cache_length, against=request.against, lora=request.lora, reading=request.reading
+        )
 
     def reset(self) -> None:
         if self._model is None:
-            length = self._runner.cache_length
-            self._model = open_reference(self._checkpoint, length=length, against=self.name, lora=self._request.lora)
+            request, length = self._request, self._runner.cache_length
+            self._model = open_reference(self._checkpoint, length=length, against=self.name, lora=request.lora, reading=request.reading)
             require_the_same_vocabulary(self._runner, self._model, self._checkpoint)
         self._model.reset()
 
@@ -204,6 +208,7 @@ class _LazyReference:
                 "files": [weight_states(path) for path in (self._checkpoint, self._request.lora) if path is not None],
                 "config": file_digest(config) if config.is_file() else "",
                 "name": self.name,
+                **({} if self._request.reading == AS_IT_SAYS else {"reading": self._request.reading.fingerprint()}),
                 "vocabulary": self._runner.vocab_size,
                 **{name: version(name) for name in ("torch", "transformers")},
                 **({"flatlm": __version__, "context": self._runner.cache_length} if self.name == "eager" else {}),

@@ -14,6 +14,7 @@ from flatlm.errors import FlatlmError, VerificationFailed
 from flatlm.generative.prove import prover
 from flatlm.generative.sweeping.plan import Cell, EvaluateOptions
 from flatlm.generative.sweeping.record import BENCHMARK, EVALUATE, EXPORT, LOG_NAME, CellRecord, Job
+from flatlm.utilities.reading import Reading
 from flatlm.utilities.results import save_evaluation, save_result
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def request_of(cell: Cell, file: Path) -> "ExportRequest":
         cell.prefill,
         cell.kv_cache_len,
         cell.prefill_logits,
-        cell.model.family,
-        cell.model.ignored_config_keys,
+        Reading(cell.model.family, cell.model.ignored_config_keys),
         lora=cell.model.lora,
         calibration=cell.calibration if cell.recipe.calibrated else None,
         kv_cache_dtype=cell.kv_cache_dtype,

@@ -1,0 +1,40 @@
+"""Decoders: language models over a KV cache."""
+
+from typing import TYPE_CHECKING
+
+from flatlm.convert.graphs import DecoderGraph
+from flatlm.convert.signatures import signature_specs
+from flatlm.layers.config import ModelConfig
+from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.layers.model import Decoder, build_on_meta
+from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.kinds.kind import GraphPlan
+from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, prefill_lengths
+from flatlm.utilities.loader import LoadPlan, plan_slots
+from flatlm.utilities.slots import model_slots
+from flatlm.utilities.tensor_names import TensorNames
+
+if TYPE_CHECKING:
+    from flatlm.utilities.exporter import ExportRequest
+
+
+class Decoders:
+    """The kind of every `ModelConfig`."""
+
+    def load_plan(self, config: ModelConfig, checkpoint: TensorStore, names: TensorNames) -> LoadPlan:
+        """Raises CheckpointError."""
+        ignored = [f"{names.lm_head}.weight"] if config.tied_head else []
+        return plan_slots(list(model_slots(config, names)), checkpoint, names, ignored=ignored, vocab_size=config.vocab_size)
+
+    def build(self, config: ModelConfig, length: int) -> Decoder:
+        """With whole caches of `length` slots."""
+        return build_on_meta(config, CacheGeometry(min(length, config.max_positions)))
+
+    def graph(self, config: ModelConfig, request: "ExportRequest") -> GraphPlan:
+        """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
+        length = cache_length(request, config.max_positions)
+        lengths = prefill_lengths(request, length)
+        geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
+        specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
+        cache_bytes = sum(geometry.bytes(block.attention) for block in config.blocks)
+        return GraphPlan(DecoderGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype)

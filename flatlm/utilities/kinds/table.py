@@ -1,0 +1,17 @@
+"""Which kind of model a configuration is of: a lazy table, by the configuration's type."""
+
+import importlib
+from typing import Any
+
+from flatlm.utilities.kinds.kind import ModelKind
+
+KINDS = {
+    "ModelConfig": "flatlm.utilities.kinds.decoder:Decoders",
+}
+
+
+def kind_of(config: Any) -> ModelKind:
+    """The kind of a configuration, by its type."""
+    module, name = KINDS[type(config).__name__].split(":")
+    kind: ModelKind = getattr(importlib.import_module(module), name)()
+    return kind

@@ -10,7 +10,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert.flatbuffer import BUILTIN_NAMES
-from flatlm.generative.model_file import manifest_of, read_model_file
+from flatlm.generative.model_file import manifest_of, read_content
 
 _TYPE_NAMES: dict[int, str] = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 
@@ -41,7 +41,7 @@ class Inspection:
 
 def inspect_file(path: Path) -> Inspection:
     """Raises RuntimeFileError where `path` is not a model or a bundle that FlatLM can read."""
-    file = read_model_file(path)
+    file = read_content(path)
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         content = memoryview(mapped)[file.offset : file.offset + file.size]
         try:

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ CACHE_PREFIX = "kv_cache_"
 MASK = "mask"
 """The input of files that are told what each token may see, as litert-torch writes them on request: added to the scores, [1, 1, T, S]."""
 PREFILL_PREFIX = "prefill"
+DECODER = "decoder"
+"""The kind of files whose manifest names none."""
 _IDENTIFIER = b"TFL3"
 _BUNDLE_MAGIC = b"LITERTLM"
 _EXTERNAL = 1
@@ -80,7 +82,26 @@ class ModelFile:
         return self.decode.outputs["logits"].shape[-1]
 
 
-def read_model_file(path: Path) -> ModelFile:
+@dataclass(frozen=True)
+class FileContent:
+    """What any model that can be loaded says of itself, whatever its conventions, at [offset, offset + size) of the file."""
+
+    path: Path
+    offset: int
+    size: int
+    signatures: tuple[SignatureSpec, ...]
+    manifest: Mapping[str, Any]
+    """FlatLM's; empty where another tool wrote the file."""
+    cache_slots: tuple[int, ...] = ()
+    """Of each cache as `decode` updates it."""
+
+    @property
+    def kind(self) -> str:
+        """Of model, as the manifest says: a decoder, where it says nothing."""
+        return str(self.manifest.get("kind", DECODER))
+
+
+def read_content(path: Path) -> FileContent:
     """Reads and checks a `.tflite` file, or the model in a `.litertlm` bundle; RuntimeFileError for anything else."""
     try:
         with path.open("rb") as file:
@@ -91,18 +112,26 @@ def read_model_file(path: Path) -> ModelFile:
                 bundle = read_bundle(path)
                 offset, size = bundle.model_offset, bundle.model_size
         with _mapped(path, offset, size) as content:
-            signatures, slots, length = _parse(path, content)
+            signatures, slots, manifest = _parse(path, content)
     except OSError as error:
         raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
-    decode, prefill = _conventional(path, signatures)
-    slots = slots or [spec.mask_slots for spec in (decode,) if spec.mask_slots is not None]
-    length = length or max(slots, default=0)
+    return FileContent(path, offset, size, tuple(signatures), manifest, tuple(slots))
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """The same of a decoder's file, which keeps FlatLM's conventions; RuntimeFileError for anything else."""
+    content = read_content(path)
+    if content.kind != DECODER:
+        raise RuntimeFileError(f"{path} holds an {content.kind}: this runs decoders' files only; `flatlm inspect` shows what is in it")
+    decode, prefill = _conventional(path, content.signatures)
+    slots = content.cache_slots or tuple(spec.mask_slots for spec in (decode,) if spec.mask_slots is not None)
+    length = _length(content.manifest) or max(slots, default=0)
     if not length:
         raise RuntimeFileError(f"{path}: its context's length cannot be told: decode updates none of its caches by DYNAMIC_UPDATE_SLICE")
     for spec in (decode, *prefill):
         if spec.mask_slots not in (None, length):
             raise RuntimeFileError(f"{path}: signature {spec.name} takes a mask over {spec.mask_slots} slots; its context has {length}")
-    return ModelFile(path, offset, size, decode, prefill, length, min(slots, default=length))
+    return ModelFile(path, content.offset, content.size, decode, prefill, length, min(slots, default=length))
 
 
 @contextmanager
@@ -117,8 +146,8 @@ def _mapped(path: Path, offset: int, size: int) -> Iterator[mmap.mmap | memoryvi
         yield memoryview(mapping)[offset - begin :]
 
 
-def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], int]:
-    """The signatures, the slots of each cache as `decode` has them, and the context's length by the manifest (0 where it is silent)."""
+def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], Mapping[str, Any]]:
+    """The signatures, the slots of each cache as `decode` has them, and the manifest."""
     if content[4:8] != _IDENTIFIER:
         raise RuntimeFileError(f"{path} is not a TFLite model: its bytes 4 to 8 are {bytes(content[4:8])!r}, not {_IDENTIFIER!r}")
     from ai_edge_litert import schema_py_generated as schema
@@ -138,7 +167,7 @@ def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], in
             if spec.name == "decode" and schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE in codes:
                 caches = {index for name, index in inputs.items() if name.startswith(CACHE_PREFIX)}
                 slots = list(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)))
-        return signatures, slots, _length(manifest_of(model))
+        return signatures, slots, manifest_of(model)
     except _UNREADABLE as error:
         raise RuntimeFileError(f"{path} is corrupt or truncated: {error}") from error
 
@@ -158,6 +187,7 @@ def manifest_of(model: Any) -> Mapping[str, Any]:
 
 
 def _length(manifest: Mapping[str, Any]) -> int:
+    """The context's, by the manifest; 0 where it is silent."""
     value = manifest.get("kv_cache_len")
     return value if isinstance(value, int) and value > 0 else 0
 
@@ -235,7 +265,7 @@ def _dtype(code: int) -> np.dtype[Any]:
     return np.dtype(known.get(code, "V1"))
 
 
-def _conventional(path: Path, signatures: list[SignatureSpec]) -> tuple[SignatureSpec, tuple[SignatureSpec, ...]]:
+def _conventional(path: Path, signatures: Sequence[SignatureSpec]) -> tuple[SignatureSpec, tuple[SignatureSpec, ...]]:
     """`decode` and the prefill signatures, whose inputs and outputs are what the runner binds."""
     names = [spec.name for spec in signatures]
     decode = next((spec for spec in signatures if spec.name == "decode"), None)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,45 @@ from flatlm.generative.model_file import MASK, ModelFile, SignatureSpec, read_mo
 from flatlm.layers.config import MASKED
 
 Logits = NDArray[np.float32]
+T = TypeVar("T")
 
 _PREFILL_TOKEN_COST = 1 / 8
 """What each token of a prefill call takes, padding too, in decode steps; the call itself takes one, to read the weights.
 Measured with 1.1B int8 weights and prefill_256: 1/8 on an x86 with AVX512-VNNI, 1/5 on another."""
+
+
+class ModelPart(Protocol):
+    """Where a model lies in its file."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+def load(file: ModelPart, make: Callable[[Any], T], *, threads: int, weight_cache: bool | Path = True) -> T:
+    """What `make` makes of the file's CompiledModel, on the CPU; RuntimeFileError if the file cannot be run.
+
+    `weight_cache`: as `Runner.open` has it.
+    """
+    from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
+
+    if threads < 1:
+        raise RuntimeFileError(f"{threads} threads were asked for; one is the least")
+    with (
+        section_as_file(file.path, file.offset, file.size) as model_path,
+        packed_weights(file.path, weight_cache) as cache_path,
+        _silenced() as said,
+    ):
+        cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=cache_path)
+        options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+        try:
+            return make(CompiledModel.from_file(str(model_path), environment=_environment(), options=options))
+        except (RuntimeError, ValueError) as error:
+            reasons = [line.removeprefix("ERROR: ") for line in said() if line.startswith("ERROR: ")] or [str(error)]
+            raise RuntimeFileError(f"{file.path} cannot be loaded by the LiteRT runtime: {'; '.join(reasons)}") from error
 
 
 class Runner:
@@ -52,25 +87,9 @@ class Runner:
         `threads`: by default one for each core that this process may use. `weight_cache`: True keeps one packed copy of
         the weights, in memory; a directory keeps it there for the next run too; False packs them once a signature.
         """
-        from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
-
         file = read_model_file(Path(path))
         threads = available_cores() if threads is None else threads
-        if threads < 1:
-            raise RuntimeFileError(f"{threads} threads were asked for; one is the least")
-        with (
-            section_as_file(file.path, file.offset, file.size) as model_path,
-            packed_weights(file.path, weight_cache) as cache_path,
-            _silenced() as said,
-        ):
-            cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=cache_path)
-            options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-            try:
-                model = CompiledModel.from_file(str(model_path), environment=_environment(), options=options)
-                return cls(file, model, threads=threads)
-            except (RuntimeError, ValueError) as error:
-                reasons = [line.removeprefix("ERROR: ") for line in said() if line.startswith("ERROR: ")] or [str(error)]
-                raise RuntimeFileError(f"{path} cannot be loaded by the LiteRT runtime: {'; '.join(reasons)}") from error
+        return load(file, lambda model: cls(file, model, threads=threads), threads=threads, weight_cache=weight_cache)
 
     @property
     def vocab_size(self) -> int:

@@ -35,12 +35,16 @@ class Step:
 
 @dataclass(frozen=True)
 class SignaturePlan:
-    """An entry point of the exported file: its name, its inputs and outputs in order, and the pieces it is made of."""
+    """An entry point of the exported file: its name, its inputs and outputs in order, and the pieces it is made of.
+
+    `values`: what outputs are called among the steps, those that have another name there.
+    """
 
     name: str
     inputs: Sequence[str]
     outputs: Sequence[str]
     steps: Sequence[Step]
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 def stamp(skeleton: Skeleton, plans: Sequence[SignaturePlan]) -> Any:
@@ -79,7 +83,7 @@ class _Graph:
             else:
                 self._run_if(skeleton.pieces[step.piece], step)
         self.subgraph.inputs = np.array(list(self.inputs.values()), np.int32)
-        self.subgraph.outputs = np.array([self.values[name] for name in plan.outputs], np.int32)
+        self.subgraph.outputs = np.array([self.values[plan.values.get(name, name)] for name in plan.outputs], np.int32)
         _drop_dead_operators(self.subgraph)
         _drop_unused_tensors(self.subgraph)
 

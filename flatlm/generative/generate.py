@@ -1,6 +1,6 @@
 """Text from a runner: token by token as it comes, or whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -53,20 +53,21 @@ def stream(
     *,
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
+    held: int = 0,
 ) -> Iterator[Piece]:
     """Reads the prompt at the runner's position and yields the answer, greedy unless a sampler is given.
 
-    `runner.reset()` first begins a new text. Afterwards the runner holds the prompt and the answer, except the last
-    token that was made if the answer did not end by itself.
+    `runner.reset()` first begins a new text. `held`: the runner has read so many of the prompt's tokens, not all, already. Afterwards the
+    runner holds the prompt and the answer, except the last token that was made if the answer did not end by itself.
     """
     if not len(prompt_ids):
         raise RuntimeFileError("the prompt has no tokens; a text begins with at least one")
     if max_new_tokens is not None and max_new_tokens < 0:
         raise RuntimeFileError(f"{max_new_tokens} new tokens were asked for; it is 0 or more")
-    runner.require_room(len(prompt_ids))
+    runner.require_room(len(prompt_ids) - held)
     sampler = sampler or Sampler()
     decoder = tokenizer.stream_decoder(prompt_ids)  # so that the text goes on from the prompt, with its leading space
-    runner.prefill(prompt_ids[:-1])
+    runner.prefill(prompt_ids[held:-1])
     token, made = int(prompt_ids[-1]), 0
     while True:
         if made == max_new_tokens:
@@ -94,7 +95,12 @@ def generate(
 ) -> Generation:
     """The whole answer to the prompt, as a new text: the runner is reset first."""
     runner.reset()
-    pieces = list(stream(runner, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, sampler=sampler))
+    return joined(stream(runner, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, sampler=sampler), prompt_ids)
+
+
+def joined(stream: Iterable[Piece], prompt_ids: Sequence[int]) -> Generation:
+    """A whole answer from its pieces."""
+    pieces = list(stream)
     reason = pieces[-1].finish_reason
     assert reason is not None
     tokens = tuple(piece.token_id for piece in pieces if piece.token_id is not None)

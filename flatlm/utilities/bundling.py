@@ -47,9 +47,10 @@ def _start_token(tokenizer: Tokenizer) -> int | None:
 
 
 def bundled_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that a `.litertlm` bundle carries, with its start and stop tokens. Raises RuntimeFileError, TokenizerError.
+    """The tokenizer that a `.litertlm` bundle carries, with its start and stop tokens and its chat template.
 
-    A SentencePiece model's own file does not say that BOS comes first: there the bundle's start token does.
+    A SentencePiece model's own file does not say that BOS comes first: there the bundle's start token does. Raises RuntimeFileError,
+    TokenizerError.
     """
     bundle = read_bundle(path)
     metadata = bundle.metadata
@@ -57,5 +58,6 @@ def bundled_tokenizer(path: Path) -> Tokenizer:
         add_bos=metadata.start_token_id is not None,
         bos_id=metadata.start_token_id,
         eos_ids=tuple(token for token in metadata.stop_token_ids if token >= 0),
+        chat_template=metadata.chat_template,  # which sets its special tokens itself
     )
     return Tokenizer.from_bytes(bundle.tokenizer.kind, bundle.tokenizer.data, settings=settings, source=path)

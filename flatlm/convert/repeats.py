@@ -33,11 +33,13 @@ class Run:
     layer: int | None = None
 
     def template(self, name: str) -> str:
-        """The name with `{}` in the place of the layer's index, as stamping takes it; any other name as it is."""
+        """The name with `{}` in the place of the layer's index, as stamping takes it; any other name as it is.
+
+        Several names in one, as of merged projections, each have their own.
+        """
         if self.layer is None:
             return name
-        own, rest = f"{self.prefix}{self.layer}", name[len(self.prefix) + len(str(self.layer)) :]
-        return f"{self.prefix}{{}}{rest}" if name.startswith(own) and not rest[:1].isdigit() else name
+        return re.sub(rf"(?<![\w.]){re.escape(self.prefix)}{self.layer}(?!\d)", lambda _: f"{self.prefix}{{}}", name)
 
 
 @dataclass(frozen=True)

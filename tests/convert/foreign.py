@@ -20,29 +20,35 @@ DIM, VOCAB, TOKENS = 16, 24, 4
 class Layer(nn.Module):
     """A feed-forward over norm(x) plus what is `kept` for the layer, where the mask allows; gives back what it read, to be kept."""
 
-    def __init__(self, eps: float = 1e-5, width: int = 32, constant: float | None = None) -> None:
+    def __init__(self, eps: float = 1e-5, width: int = 32, constant: float | None = None, wiring: str = "") -> None:
+        """`wiring`: "swapped", or "kept", has the same operators as others, and other operands."""
         super().__init__()
         self.norm = Norm(NormConfig(eps=eps), DIM)
         self.up, self.down = Linear(DIM, width, bias=True), Linear(width, DIM)
         self.constant = None if constant is None else torch.full((DIM,), constant)
+        self.wiring = wiring
 
     def forward(self, x: Tensor, kept: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         read = self.norm(x) + kept
-        read = torch.where(mask, read, torch.zeros_like(read))
+        read = torch.where(mask, read - (kept if self.wiring == "kept" else x) * 0.1, torch.zeros_like(read))
         if self.constant is not None:
             read = read * self.constant
         left, right = self.up(read).chunk(2, -1)
-        hidden = torch.cat([torch.tanh(left), right * left], -1)
+        left = torch.tanh(left)
+        difference = right - left if self.wiring == "swapped" else left - right
+        hidden = torch.cat([left, difference], -1)
         return x + self.down(hidden), read
 
 
 class Model(nn.Module):
     """Layers in a loop of the model's own. `skip`: each also reads what the layer two before it wrote."""
 
-    def __init__(self, name: str, layers: list[Layer], *, skip: bool = False, tied: bool = False, times: int = 1) -> None:
-        """`times`: all layers are run so often, one round after the other."""
+    def __init__(
+        self, name: str, layers: list[Layer], *, skip: bool = False, tied: bool = False, times: int = 1, tap: int | None = None
+    ) -> None:
+        """`times`: all layers are run so often, one round after the other. `tap`: the only layer whose reading is given out."""
         super().__init__()
-        self.skip, self.times = skip, times
+        self.skip, self.times, self.tap = skip, times, tap
         self.embedding, self.final, self.head = Embedding(VOCAB, DIM), Norm(NormConfig(bias=True), DIM), Linear(DIM, VOCAB)
         self.layers = nn.ModuleList(layers)
         ops.name_layers(self, name)
@@ -55,7 +61,8 @@ class Model(nn.Module):
         seen = [x]
         for index, layer in enumerate([*self.layers] * self.times):
             given = x + seen[-3] * 0.5 if self.skip and len(seen) > 2 else x
-            x, out[f"kept_{index}"] = layer(given, kept[f"kept_{index}"], allowed)
+            x, read = layer(given, kept[f"kept_{index}"], allowed)
+            out |= {f"kept_{index}": read} if self.tap in (None, index) else {}
             seen.append(x)
         return out | {"logits": self.head(self.final(x))}
 
@@ -98,7 +105,7 @@ def signature_of(name: str, model: nn.Module) -> TracedSignature:
     inputs["mask"] = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
     kept = [f"kept_{index}" for index in range(len(model.layers) * model.times)]
     inputs |= {name: torch.randn(1, TOKENS, DIM, generator=generator) for name in kept}
-    return TracedSignature(name, model, inputs, [*kept, "logits"])
+    return TracedSignature(name, model, inputs, [*(kept if model.tap is None else [kept[model.tap]]), "logits"])
 
 
 def decoder_signature(model: Decoder, spec: SignatureSpec) -> TracedSignature:

@@ -36,10 +36,12 @@ def kinds(split: SplitSignature) -> list[list[int]]:
     return list(layers_of(split).values())
 
 
+KINDS = (("swapped", 32), ("", 32), ("", 16), ("kept", 32), ("", 32), ("", 16))
 FOREIGN = {
     "plain": lambda: Model("plain", [Layer() for _ in range(3)], tied=True),
     "skip": lambda: Model("skip", [Layer() for _ in range(5)], skip=True),
-    "kinds": lambda: Model("kinds", [Layer(1e-3), Layer(), Layer(width=16), Layer(), Layer(width=16)]),
+    "kinds": lambda: Model("kinds", [Layer(wiring=wiring, width=width) for wiring, width in KINDS]),
+    "tap": lambda: Model("tap", [Layer() for _ in range(3)], tap=1),
     "constants": lambda: Model("constants", [Layer(constant=value) for value in (0.5, 2.0, 0.5)]),
     "shared": lambda: Model("shared", [Layer()], times=3),
     "rounds": lambda: Model("rounds", [Layer(), Layer()], times=2),
@@ -91,7 +93,8 @@ def test_what_is_stamped_from_parts_computes_what_the_whole_module_does(name: st
 def test_layers_are_compiled_once_for_each_kind(signatures) -> None:
     split = {name: split_signature(signature) for name, signature in signatures.items()}
     assert kinds(split["plain"]) == [[0, 1, 2]]
-    assert kinds(split["kinds"]) == [[0], [1, 3], [2, 4]]
+    assert kinds(split["kinds"]) == [[0], [1, 4], [2, 5], [3]]
+    assert kinds(split["tap"]) == [[0, 1, 2]]
     assert kinds(split["constants"]) == [[0, 2], [1]]
     assert len(kinds(split["skip"])) == 2  # the first two have nothing to skip over
     assert kinds(split["stacks"]) == [[0, 1, 2], [0, 1]]

@@ -42,7 +42,20 @@ def test_the_decoder_is_told_the_prompt(runner, letters, monkeypatch):
     decoder = letters.stream_decoder
     monkeypatch.setattr(letters, "stream_decoder", lambda context: told.append(tuple(context)) or decoder())
     generate(runner, letters, [1, 2], max_new_tokens=1)
-    assert told == [(1, 2)]
+    runner.rewind(1)
+    list(stream(runner, letters, [1, 3, 4], max_new_tokens=1, held=1))
+    assert told == [(1, 2), (1, 3, 4)]
+
+
+def test_what_the_runner_holds_of_a_prompt_is_not_read_again(runner, toy, letters, random_ids):
+    prompt = random_ids(S - 2)
+    expected = greedy(toy, prompt, 1)
+    for held in (5, len(prompt) - 1):
+        runner.reset()
+        runner.prefill(prompt[:held])
+        pieces = list(stream(runner, letters, prompt, max_new_tokens=1, held=held))
+        assert [piece.token_id for piece in pieces] == [*expected, None]
+        assert runner.position == len(prompt)
 
 
 def test_pieces_come_one_by_one(runner, letters):

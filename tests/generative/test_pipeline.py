@@ -134,7 +134,8 @@ def test_each_prompt_has_its_own_draws_of_the_seed(pipe: Pipeline, exported: Pat
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_a_shared_beginning_is_read_once_where_that_is_asked_for(pipe: Pipeline, exported: Path, enabled: bool) -> None:
-    prompts = ["Once upon a time there was a cat.", "Once upon a time there was a dog.", "Once upon a time there", "A cat"]
+    prompts = ["Once upon a time there was a cat.", "Once upon a time there was a dog.", "The dog", "The dog"]
+    prompts += [f"The dog{pipe('The dog').text} And", "A cat"]  # the first goes on from an answer
     expected = pipe(prompts)
     with flatlm.pipeline(exported, tokenizer=DEMO, threads=1, enable_prefix_caching=enabled, gen_config=GREEDY) as sharing:
         read, prefill, step = [0], sharing.runner.prefill, sharing.runner.step

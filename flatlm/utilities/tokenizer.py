@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer: text to ids as transformers 5 gives them, ids to text, and conversations to ids.
 
-`tokenizer.json` is preferred; a SentencePiece `tokenizer.model` serves where there is none. With a tokenizer.json, its own
+`tokenizer.json` is preferred; a SentencePiece `tokenizer.model` serves where there is none, and then the files of older checkpoints
+(tokenizer_vocabularies.py). With a tokenizer.json, its own
 post-processor decides on BOS and EOS, and add_bos_token in tokenizer_config.json is not heeded; with a SentencePiece model,
 add_bos_token decides, and none is added where it is absent (transformers 5 does the same, in both cases).
 """
@@ -17,7 +18,9 @@ from flatlm.utilities.chat_template import render_chat
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
 from flatlm.utilities.tokenizer_conversion import model_for_bundle
+from flatlm.utilities.tokenizer_cpm import CpmBackend
 from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings
+from flatlm.utilities.tokenizer_vocabularies import find_vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "TokenizerKind", "TokenizerSettings"]
 
@@ -25,7 +28,7 @@ TokenizerKind: TypeAlias = Literal["hf", "sentencepiece"]
 
 _FILES: dict[str, TokenizerKind] = {"tokenizer.json": "hf", "tokenizer.model": "sentencepiece"}
 _BACKENDS: dict[TokenizerKind, type[HfBackend] | type[SentencePieceBackend]] = {"hf": HfBackend, "sentencepiece": SentencePieceBackend}
-_OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
+_OTHER_FILES = ("tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
 
 _PROBE = "The quick brown fox, 1234567890 - naïve café;  def main():\n\treturn [x**2 for x in range(10)]  # 中文 日本語 русский 😀\n"
 
@@ -58,7 +61,9 @@ class Tokenizer:
         if path.is_dir():
             source = next((path / name for name in _FILES if (path / name).is_file()), None)
             if source is None and (source := find_gguf(path)) is None:
-                raise TokenizerError(_no_tokenizer(path))
+                if (older := find_vocabulary(path)) is None:
+                    raise TokenizerError(_no_tokenizer(path))
+                return cls.from_bytes(older.kind, older.data, settings=older.settings, source=older.source)
         elif path.exists():
             source = path
         else:
@@ -81,7 +86,7 @@ class Tokenizer:
         if data.startswith(b"version https://git-lfs.github.com/spec/"):
             raise TokenizerError(f"{source}: is a Git LFS pointer, not the tokenizer itself; run `git lfs pull`, or download the file")
         settings = settings or TokenizerSettings()
-        return cls(kind, _BACKENDS[kind](data, settings, source), settings, source)
+        return cls(kind, (CpmBackend if settings.cpm else _BACKENDS[kind])(data, settings, source), settings, source)
 
     def to_bytes(self) -> bytes:
         """The vocabulary as one file of its kind (tokenizer.json or SentencePiece model), for a bundle.

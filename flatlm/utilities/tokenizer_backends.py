@@ -162,22 +162,33 @@ class SentencePieceBackend:
         self.own_bos, self.own_eos = (i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id()))
         named = {name: self.token_id(token.content) for name, token in settings.special_tokens.items()}
         bos, eos = named.get("bos_token", self.own_bos), named.get("eos_token", self.own_eos)
-        self._before = [bos] if settings.add_bos and bos is not None else []
-        self._after = [eos] if settings.add_eos and eos is not None else []
+        self._before = [*([bos] if settings.add_bos and bos is not None else []), *self._ids(settings.before)]
+        self._after = [*self._ids(settings.after), *([eos] if settings.add_eos and eos is not None else [])]
+        flagged = (*settings.added_tokens, *settings.special_tokens.values(), *settings.extra_tokens)
+        self._lstrip = {token.content for token in flagged if token.lstrip}
+        self._rstrip = {token.content for token in flagged if token.rstrip}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = list(self._pieces(text))
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def _pieces(self, text: str) -> Iterator[int]:
-        begin = 0
+        begin, strip = 0, False
         for match in [*self._split.finditer(text), None]:
             stretch = text[begin : match.start() if match else None]
-            prefixed = self._settings.prefix == "always" or (self._settings.prefix == "first" and begin == 0)
-            yield from (self._model if prefixed else self._bare).encode(stretch)
+            stretch = stretch.lstrip() if strip else stretch
+            yield from self._stretch(stretch.rstrip() if match and match[0] in self._lstrip else stretch, first=begin == 0)
             if match:
                 yield self._special[match[0]]
-                begin = match.end()
+                begin, strip = match.end(), match[0] in self._rstrip
+
+    def _stretch(self, text: str, *, first: bool) -> list[int]:
+        """The ids of what stands between special tokens. `first`: it begins the text."""
+        prefixed = self._settings.prefix == "always" or (self._settings.prefix == "first" and first)
+        return list((self._model if prefixed else self._bare).encode(text))
+
+    def _ids(self, tokens: Sequence[str]) -> list[int]:
+        return [found for token in tokens if (found := self.token_id(token)) is not None]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         model = self._bare if self._settings.prefix == "never" else self._model

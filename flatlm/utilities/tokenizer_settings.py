@@ -55,6 +55,11 @@ class TokenizerSettings:
     between special tokens."""
     llama_rules: bool = False
     """The checkpoint declares LlamaTokenizer, for which transformers 5 puts its own rules for spaces in place of tokenizer.json's."""
+    before: tuple[str, ...] = ()
+    """For SentencePiece models only, as `after`: special tokens that a text begins with, beside BOS."""
+    after: tuple[str, ...] = ()
+    cpm: bool = False
+    """A SentencePiece model over words that are cut before (tokenizer_cpm.py)."""
     split_special_tokens: bool = False
     """Text that looks like a special token is ordinary text."""
     bos_id: int | None = None

@@ -88,10 +88,10 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         refusal(tmp_path)
         == f"{tmp_path}: has no tokenizer: neither tokenizer.json nor tokenizer.model; download one of them next to config.json"
     )
-    (tmp_path / "vocab.json").touch()
-    (tmp_path / "merges.txt").touch()
+    (tmp_path / "tekken.json").touch()
+    (tmp_path / "sentencepiece.bpe.model").touch()
     assert (
-        "; vocab.json, merges.txt is of a kind that FlatLM does not read: where transformers can load it, write a tokenizer.json"
+        "; tekken.json, sentencepiece.bpe.model is of a kind that FlatLM does not read: where transformers can load it, write a tokenizer.json"
         in refusal(tmp_path)
     )
 

@@ -124,11 +124,13 @@ class MaskConfig:
     `alibi_slopes`: added to the score for each token of distance, negated, one for each query head (Press et al. 2022).
     `alibi_rounded_scale`: with it, what is added is the slope times the key's position, each and their product rounded to bfloat16, times
     this scale (Falcon, which has no window).
+    `prefix`: all see, besides, the tokens of the context, as many as a step says (Du et al. 2022, section 2.2); no window goes with it.
     """
 
     window: int | None = None
     alibi_slopes: tuple[float, ...] | None = None
     alibi_rounded_scale: float | None = None
+    prefix: bool = False
 
 
 class CacheDtype(StrEnum):
@@ -235,6 +237,14 @@ class ModelConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    block_position_embedding: PositionEmbeddingConfig | None = None
+    """A second table, of places within a blank: the model fills blanks, and a step says both places of each token, and its context's length
+    (`layers.infilling.Places`)."""
+
+    @property
+    def fills_blanks(self) -> bool:
+        """Is a step told `position_ids` and `prefix`, and is a context read whole?"""
+        return self.block_position_embedding is not None
 
     @property
     def block_kinds(self) -> tuple[BlockConfig, ...]:

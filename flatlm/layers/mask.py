@@ -9,12 +9,15 @@ from torch import Tensor
 from flatlm.layers.config import MASKED, AttentionConfig, MaskConfig
 
 
-def attention_mask(config: MaskConfig, input_pos: Tensor, key_pos: Tensor) -> Tensor:
+def attention_mask(config: MaskConfig, input_pos: Tensor, key_pos: Tensor, prefix: Tensor | None = None) -> Tensor:
     """What a token at input_pos [T] may see of the slots that hold the positions key_pos [S]: 0, or a bias, where it may, else MASKED.
 
     [T, S] float32; with ALiBi [N, T, S]. A negative position is an empty slot of a ring, as only layers with a window have.
+    `prefix` [1] int32: how many positions all may see, where the configuration has such (None: none).
     """
     visible = key_pos[None, :] <= input_pos[:, None]
+    if config.prefix and prefix is not None:
+        visible = visible | (key_pos < prefix)[None, :]
     if config.window is not None:
         visible = visible & (key_pos[None, :] > input_pos[:, None] - config.window) & (key_pos >= 0)[None, :]
     if config.alibi_slopes is None:

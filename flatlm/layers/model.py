@@ -10,6 +10,7 @@ from flatlm.layers import ops
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
 from flatlm.layers.config import AttentionConfig, MaskConfig, ModelConfig
+from flatlm.layers.infilling import Places
 from flatlm.layers.kv_cache import Cache, CacheGeometry, Placement, empty_caches, place, positions_held
 from flatlm.layers.linear import Embedding, Linear
 from flatlm.layers.mask import attention_mask
@@ -44,6 +45,8 @@ class Decoder(nn.Module):
         dim = config.embedding_dim
         self.embedding = Embedding(config.vocab_size, dim)
         self.position_embedding = None if config.position_embedding is None else Embedding(config.position_embedding.rows, dim)
+        blocks = config.block_position_embedding
+        self.block_position_embedding = None if blocks is None else Embedding(blocks.rows, dim)
         self.blocks = nn.ModuleList(Block(dim, block) for block in config.blocks)
         self.final_norm = Norm(config.final_norm, dim)
         self.lm_head = Linear(dim, config.vocab_size, bias=config.head_bias)
@@ -63,38 +66,47 @@ class Decoder(nn.Module):
         if self.config.tied_head:
             self.lm_head.weight = self.embedding.weight
 
-    def prologue(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, StepContexts]:
-        """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what the blocks need."""
-        return self.embed(tokens, input_pos), self.contexts(input_pos)
+    def prologue(self, tokens: Tensor, input_pos: Tensor, places: Places | None = None) -> tuple[Tensor, StepContexts]:
+        """Tokens [B, T] int32 at consecutive positions input_pos [T] int32 -> x [B, T, D], and what the blocks need.
 
-    def embed(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+        `places`: of a model that fills blanks; None reads on from left to right, as text without a blank.
+        """
+        return self.embed(tokens, input_pos, places), self.contexts(input_pos, places)
+
+    def embed(self, tokens: Tensor, input_pos: Tensor, places: Places | None = None) -> Tensor:
         """What the first block reads, [B, T, D]."""
         x: Tensor = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
         if self.position_embedding is not None and self.config.position_embedding is not None:
-            x = x + self.position_embedding(input_pos + self.config.position_embedding.offset)
+            rows = input_pos if places is None else places.position_ids[0]
+            x = x + self.position_embedding(rows + self.config.position_embedding.offset)
+        if self.block_position_embedding is not None:
+            x = x + self.block_position_embedding(torch.zeros_like(input_pos) if places is None else places.position_ids[1])
         return x
 
-    def contexts(self, input_pos: Tensor) -> StepContexts:
+    def contexts(self, input_pos: Tensor, places: Places | None = None) -> StepContexts:
         """What the blocks need of a step at the positions input_pos [T]; no weight is read for it."""
         length = self.geometry.length
         ropes = tuple((_at(cos, input_pos), _at(sin, input_pos)) for cos, sin in self._tables)
         held = {slots: positions_held(input_pos, slots, length) for slots in self.kinds.slots}
-        masks = tuple(attention_mask(kind.mask, input_pos, held[kind.slots]) for kind in self.kinds.masks)
+        prefix = None if places is None else places.prefix
+        masks = tuple(attention_mask(kind.mask, input_pos, held[kind.slots], prefix) for kind in self.kinds.masks)
         return StepContexts(ropes, masks, tuple(place(input_pos, slots, length) for slots in self.kinds.slots))
 
     def epilogue(self, x: Tensor) -> Tensor:
         """From x [B, T, D] to logits [B, T, V]."""
         return final_logits(self.lm_head(self.final_norm(x)), self.config)
 
-    def forward(self, tokens: Tensor, input_pos: Tensor, caches: Sequence[Cache] | None = None) -> tuple[Tensor, list[Cache]]:
+    def forward(
+        self, tokens: Tensor, input_pos: Tensor, caches: Sequence[Cache] | None = None, places: Places | None = None
+    ) -> tuple[Tensor, list[Cache]]:
         """Logits [B, T, V] and the updated caches for tokens [B, T] int32 at consecutive positions input_pos [T] int32.
 
-        `caches`: None is empty ones for one text (B = 1), as at its beginning.
+        `caches`: None is empty ones for one text (B = 1), as at its beginning. `places`: as `prologue` takes them.
         """
         caches = empty_caches(self.config, self.geometry) if caches is None else caches
-        x, contexts = self.prologue(tokens, input_pos)
+        x, contexts = self.prologue(tokens, input_pos, places)
         updated = []
         for block, attention, cache in zip(self.blocks, (block.attention for block in self.config.blocks), caches, strict=True):
             x, cache = block(x, self.kinds.context(contexts, attention), cache)

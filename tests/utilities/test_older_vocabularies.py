@@ -6,7 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sentencepiece
@@ -146,7 +146,7 @@ def test_vocab_json_and_merges_give_the_ids_of_transformers(tmp_path: Path) -> N
 class PlainGlm(transformers.PreTrainedTokenizer):
     """GLM's Chinese tokenizer from its description: transformers' own machinery for special tokens, SentencePiece for what is between."""
 
-    vocab_files_names = {"vocab_file": "cog-pretrain.model"}
+    vocab_files_names: ClassVar = {"vocab_file": "cog-pretrain.model"}
 
     def __init__(self, vocab_file: str, **more: Any) -> None:
         self.model = sentencepiece.SentencePieceProcessor(model_file=vocab_file)

@@ -91,7 +91,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").touch()
     (tmp_path / "sentencepiece.bpe.model").touch()
     assert (
-        "; tekken.json, sentencepiece.bpe.model is of a kind that FlatLM does not read: where transformers can load it, write a tokenizer.json"
+        "; tekken.json, sentencepiece.bpe.model is of a kind that FlatLM does not read: where transformers can load it, write"
         in refusal(tmp_path)
     )
 

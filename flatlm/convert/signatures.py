@@ -6,6 +6,10 @@ from dataclasses import dataclass
 MANIFEST_KEY = "flatlm.manifest"
 """The metadata entry that holds the manifest, as JSON."""
 
+POSITION_IDS, PREFIX = PLACE_INPUTS = ("position_ids", "prefix")
+"""What a file that fills blanks takes beside tokens and input_pos: int32 [2, T] (each token's place; its place within its blank), int32 [1]
+(the context's length): see `layers.infilling.Places`."""
+
 
 @dataclass(frozen=True)
 class SignatureSpec:

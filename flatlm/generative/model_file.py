@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flatlm.convert.signatures import MANIFEST_KEY
+from flatlm.convert.signatures import MANIFEST_KEY, PLACE_INPUTS, POSITION_IDS, PREFIX
 from flatlm.errors import RuntimeFileError
 
 CACHE_PREFIX = "kv_cache_"
@@ -61,6 +61,11 @@ class SignatureSpec:
         """S of the mask that it takes; None where it makes its own."""
         return self.inputs[MASK].shape[-1] if MASK in self.inputs else None
 
+    @property
+    def fills_blanks(self) -> bool:
+        """Is it told places and a context's length (`layers.infilling`)?"""
+        return POSITION_IDS in self.inputs
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -80,6 +85,11 @@ class ModelFile:
     @property
     def vocab_size(self) -> int:
         return self.decode.outputs["logits"].shape[-1]
+
+    @property
+    def fills_blanks(self) -> bool:
+        """Does the model fill blanks in a context that it reads whole (GLM), where others write on?"""
+        return self.decode.fills_blanks
 
 
 @dataclass(frozen=True)
@@ -296,8 +306,14 @@ def _check_signature(path: Path, spec: SignatureSpec, caches: Mapping[str, Tenso
     mask = spec.inputs.get(MASK)
     if mask is not None and (len(mask.shape) != 4 or mask.shape[:3] != (1, 1, spec.length) or mask.dtype != np.float32):
         raise RuntimeFileError(f"{where} takes a mask {mask.dtype}{list(mask.shape)}; what is added to scores is float32 [1, 1, T, S]")
-    if extra := sorted(set(spec.inputs) - {"tokens", "input_pos", MASK, *spec.caches}):
+    if extra := sorted(set(spec.inputs) - {"tokens", "input_pos", MASK, *PLACE_INPUTS, *spec.caches}):
         raise RuntimeFileError(f"{where} takes inputs that are not understood: {', '.join(extra)}")
+    places = {name: spec.inputs[name] for name in PLACE_INPUTS if name in spec.inputs}
+    wanted = {POSITION_IDS: (2, spec.length), PREFIX: (1,)}
+    if places and {name: (tensor.shape, tensor.dtype == np.int32) for name, tensor in places.items()} != {
+        name: (shape, True) for name, shape in wanted.items()
+    }:
+        raise RuntimeFileError(f"{where} must take {POSITION_IDS} int32 [2, T] with {PREFIX} int32 [1]; it takes {', '.join(spec.inputs)}")
     if spec.caches != caches or any(spec.outputs.get(name) != tensor for name, tensor in caches.items()):
         raise RuntimeFileError(f"{where} must take and give the same {CACHE_PREFIX}* tensors as decode takes")
     if extra := sorted(set(spec.outputs) - {"logits", *caches}):

@@ -3,7 +3,7 @@
 LiteRT's CompiledModel with every KV cache bound once, as the input and the output of all signatures: the update writes
 into the cache where it lies, and nothing is copied between steps. What the slots from `position` on hold is garbage
 (padding, or an older text) that the model's mask hides until tokens overwrite it. Files that want the mask as an input, as
-litert-torch writes them on request, get a causal one.
+litert-torch writes them on request, get a causal one. Files that fill blanks are told that a text has none (`infilling.runner` fills).
 """
 
 import os
@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flatlm.convert.signatures import PLACE_INPUTS, POSITION_IDS, PREFIX
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.memory import packed_weights, section_as_file
 from flatlm.generative.model_file import MASK, ModelFile, SignatureSpec, read_model_file
@@ -24,6 +25,8 @@ from flatlm.layers.config import MASKED
 
 Logits = NDArray[np.float32]
 T = TypeVar("T")
+Places = tuple[NDArray[np.int32], int]
+"""Both rows of positions [2, T] of a call's tokens, and the context's length."""
 
 _PREFILL_TOKEN_COST = 1 / 8
 """What each token of a prefill call takes, padding too, in decode steps; the call itself takes one, to read the weights.
@@ -189,11 +192,20 @@ class Runner:
         for length in split(len(tokens), lengths=tuple(prefill), room=self.cache_length - self._position):
             signature = self._decode if length == 1 else prefill[length]
             chunk, tokens = tokens[:length], tokens[length:]
-            self._empty = False
-            signature.run(chunk, self._position)
-            self._written = max(self._written, self._position + length)
-            self._position += len(chunk)
+            self._call(signature, chunk)
             yield signature, len(chunk)
+
+    def _call(self, signature: "_Signature", ids: NDArray[np.int64]) -> None:
+        """Runs a signature on ids that it has room for, at the position."""
+        self._empty = False
+        signature.run(ids, self._position, self._places(self._position, signature.spec.length))
+        self._written = max(self._written, self._position + signature.spec.length)
+        self._position += len(ids)
+
+    def _places(self, position: int, length: int) -> Places:
+        """What a file that fills blanks is told of a call's tokens: here, that they are read from left to right."""
+        own = np.arange(position, position + length, dtype=np.int32)
+        return np.stack([own, np.zeros_like(own)]), 0
 
     def require_room(self, count: int) -> None:
         """RuntimeFileError if `count` more tokens do not fit."""
@@ -221,8 +233,8 @@ class _Signature:
         self._model = model
         self._caches = caches
 
-    def run(self, ids: NDArray[np.int64], position: int) -> None:
-        """Runs it on 1 to T ids, which begin at the position; the rest of its T is padded."""
+    def run(self, ids: NDArray[np.int64], position: int, places: Places) -> None:
+        """Runs it on 1 to T ids, which begin at the position; the rest of its T is padded. `places`: for files that take them."""
         inputs, outputs = self._buffers
         tokens = np.zeros((1, self.spec.length), np.int32)
         tokens[0, : len(ids)] = ids
@@ -231,6 +243,9 @@ class _Signature:
         inputs["input_pos"].write(positions)
         if self.spec.mask_slots is not None:
             inputs[MASK].write(causal_mask(positions, self.spec.mask_slots))
+        if self.spec.fills_blanks:
+            inputs[POSITION_IDS].write(places[0])
+            inputs[PREFIX].write(np.array([places[1]], np.int32))
         try:
             self._model.run_by_name(self.spec.name, inputs, outputs)
         except RuntimeError as error:
@@ -246,7 +261,7 @@ class _Signature:
     def _buffers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and outputs, the shared caches among both."""
         name = self.spec.name
-        keys = [key for key in ("tokens", "input_pos", MASK) if key in self.spec.inputs]
+        keys = [key for key in ("tokens", "input_pos", MASK, *PLACE_INPUTS) if key in self.spec.inputs]
         inputs = {key: self._model.create_input_buffer_by_name(name, key) for key in keys}
         outputs = {"logits": self._model.create_output_buffer_by_name(name, "logits")} if self.has_logits else {}
         return inputs | self._caches, outputs | self._caches

@@ -12,9 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PLACE_INPUTS = ("position_ids", "prefix")
-"""What a file that fills blanks takes beside tokens and input_pos: int32 [2, T] (places; places within a span) and int32 [1]."""
-
 
 class Places(NamedTuple):
     """A step's places: `position_ids` [2, T] int32, both rows; `prefix` [1] int32, the context's length, whose tokens all may see."""

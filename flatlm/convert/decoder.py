@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from flatlm.convert.compile import Piece, compile_pieces
-from flatlm.convert.signatures import SignatureSpec
+from flatlm.convert.signatures import PLACE_INPUTS, SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
 from flatlm.errors import ExportError
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
 from flatlm.layers.config import BlockConfig, CacheDtype, MixtureConfig, ModelConfig
+from flatlm.layers.infilling import Places, context_places
 from flatlm.layers.kv_cache import (
     Cache,
     CacheGeometry,
@@ -67,7 +68,8 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
             steps += _block_steps(f"{spec.name}/block_{kinds.index(block)}", layer, bind, block, conditional=spec.tokens == 1)
         if spec.logits:
             steps.append(Step(f"{spec.name}/epilogue"))
-        plans.append(SignaturePlan(spec.name, ["tokens", "input_pos", *caches], [*caches, *(["logits"] if spec.logits else [])], steps))
+        given = ["tokens", "input_pos", *(PLACE_INPUTS if config.fills_blanks else ())]
+        plans.append(SignaturePlan(spec.name, [*given, *caches], [*caches, *(["logits"] if spec.logits else [])], steps))
     return plans
 
 
@@ -87,10 +89,14 @@ class WholeDecoder(nn.Module):
         self.model = model
         self.spec = spec
 
-    def forward(self, tokens: Tensor, input_pos: Tensor, **caches: Tensor) -> dict[str, Tensor]:
-        """From tokens [1, T] int32, input_pos [T] int32, kv_cache_k_<i>, kv_cache_v_<i> to the caches, and logits [1, T, V]."""
-        given = [KVCache(caches[f"kv_cache_k_{i}"], caches[f"kv_cache_v_{i}"]) for i in range(len(self.model.blocks))]
-        logits, updated = self.model(tokens, input_pos, given)
+    def forward(self, tokens: Tensor, input_pos: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+        """From tokens [1, T] int32, input_pos [T] int32, kv_cache_k_<i>, kv_cache_v_<i> to the caches, and logits [1, T, V].
+
+        Of a model that fills blanks also from position_ids [2, T] and prefix [1], int32.
+        """
+        given = [KVCache(rest[f"kv_cache_k_{i}"], rest[f"kv_cache_v_{i}"]) for i in range(len(self.model.blocks))]
+        places = Places(*(rest[name] for name in PLACE_INPUTS)) if self.model.config.fills_blanks else None
+        logits, updated = self.model(tokens, input_pos, given, places)
         out = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(updated) for part, tensor in zip("kv", cache, strict=True)}
         return out | ({"logits": logits} if self.spec.logits else {})
 
@@ -99,7 +105,8 @@ class WholeDecoder(nn.Module):
         caches = empty_caches(self.model.config, self.model.geometry)
         named = {f"kv_cache_{part}_{i}": tensor for i, cache in enumerate(caches) for part, tensor in zip("kv", cache, strict=True)}
         tokens, positions = torch.zeros(1, self.spec.tokens, dtype=torch.int32), torch.arange(self.spec.tokens, dtype=torch.int32)
-        return {"tokens": tokens, "input_pos": positions, **named}
+        places = context_places(self.spec.tokens)._asdict() if self.model.config.fills_blanks else {}
+        return {"tokens": tokens, "input_pos": positions, **places, **named}
 
 
 PLACE_NAMES = ("slots_k", "slots_v", "ring")
@@ -125,8 +132,8 @@ def _cache_of(tensors: dict[str, Tensor]) -> Cache:
 
 
 def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
-    def call(tokens: Tensor, input_pos: Tensor) -> dict[str, Tensor]:
-        x, contexts = model.prologue(tokens, input_pos)
+    def call(tokens: Tensor, input_pos: Tensor, **places: Tensor) -> dict[str, Tensor]:
+        x, contexts = model.prologue(tokens, input_pos, Places(**places) if places else None)
         out = {"x": x}
         for index, (cos, sin) in enumerate(contexts.ropes):
             out |= {f"cos_{index}": cos, f"sin_{index}": sin}
@@ -135,8 +142,10 @@ def _prologue(model: Decoder, spec: SignatureSpec) -> Piece:
             out |= {f"{name}_{index}": tensor for name, tensor in _place_tensors(where).items()}
         return out
 
-    tokens = torch.zeros(1, spec.tokens, dtype=torch.int32)
-    return Piece(f"{spec.name}/prologue", call, {"tokens": tokens, "input_pos": torch.arange(spec.tokens, dtype=torch.int32)})
+    inputs = {"tokens": torch.zeros(1, spec.tokens, dtype=torch.int32), "input_pos": torch.arange(spec.tokens, dtype=torch.int32)}
+    if model.config.fills_blanks:
+        inputs |= context_places(spec.tokens)._asdict()
+    return Piece(f"{spec.name}/prologue", call, inputs)
 
 
 def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:

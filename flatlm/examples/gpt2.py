@@ -1,4 +1,4 @@
-"""GPT-2: GPT-2 small to XL, DistilGPT2, DialoGPT, and every model of that architecture.
+"""GPT-2: GPT-2 small to XL, DistilGPT2, DialoGPT, CPM and GPT2-base-ch (FlagAI's config.json too), and every model of that architecture.
 
 Reference: transformers.GPT2LMHeadModel. Paper: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
@@ -47,12 +47,20 @@ class GPT2ConfigBuilder(ConfigBuilder):
     tensor_names = TENSOR_NAMES
 
     @classmethod
+    def condition(cls, hf_config: ConfigReader) -> bool:
+        """GPT-J and others have the same keys: without an architecture, another model_type is another model."""
+        return super().condition(hf_config) and hf_config.model_type in ("", "gpt2")
+
+    @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
         dim, heads, layers = (hf_config.positive_int(key) for key in ("n_embd", "n_head", "n_layer"))
         if dim % heads:
             raise hf_config.wrong("n_embd", f"is not a multiple of n_head = {heads}")
         positions = hf_config.positive_int("n_positions", 1024)
         hf_config.require("add_cross_attention", False)
+        hf_config.require("do_layer_norm_before", True)  # this and the next two: FlagAI's
+        hf_config.require("hidden_size", dim)
+        hf_config.skip("checkpoint_activations")
         hf_config.skip("n_ctx", "reorder_and_upcast_attn")  # not read by the reference; a matter of half-precision arithmetic
         hf_config.skip("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
         hf_config.skip("attn_pdrop", "predict_special_tokens", "n_special", "_num_labels", "gradient_checkpointing")

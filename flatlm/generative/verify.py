@@ -74,7 +74,7 @@ class VerifyRequest:
     progress: Progress | None = None
 
 
-JUDGES = {"decoder": "flatlm.generative.verify"}
+JUDGES = {"decoder": "flatlm.generative.verify", "infilling": "flatlm.generative.infilling.judge"}
 """Which module has the `judge` for a kind of file, as its manifest says it; a file that says nothing is a decoder's."""
 
 

@@ -17,13 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FamilyRecord:
-    """One line of the table: the family's name, its module, the architectures in config.json that mean it, and models that are of it."""
+    """One line of the table: the family's name, its module, the architectures in config.json that mean it, and models that are of it.
+
+    `keys`: those that mean it, all of them together, in a config.json that names no architecture (FlagAI's).
+    """
 
     name: str
     module: str
     architectures: tuple[str, ...]
     reference: str
     models: str
+    keys: tuple[str, ...] = ()
+
+    def means(self, hf_config: ConfigReader) -> bool:
+        """Is this configuration of the family, by its architecture or, where it names none, its keys?"""
+        if hf_config.architecture:
+            return hf_config.architecture in self.architectures
+        return bool(self.keys) and all(map(hf_config.has, self.keys))
 
 
 FAMILIES = (
@@ -83,7 +93,12 @@ FAMILIES = (
         "Granite 3.0 and 3.1 A400M, A800M",
     ),
     FamilyRecord(
-        "gpt2", "flatlm.examples.gpt2", ("GPT2LMHeadModel",), "transformers.GPT2LMHeadModel", "GPT-2, DistilGPT2, DialoGPT, Cerebras-GPT"
+        "gpt2",
+        "flatlm.examples.gpt2",
+        ("GPT2LMHeadModel",),
+        "transformers.GPT2LMHeadModel",
+        "GPT-2, DistilGPT2, DialoGPT, Cerebras-GPT, CPM",
+        ("n_embd", "n_head", "n_layer"),
     ),
     FamilyRecord("gemma", "flatlm.examples.gemma", ("GemmaForCausalLM",), "transformers.GemmaForCausalLM", "Gemma 2B, 7B, 1.1, CodeGemma"),
     FamilyRecord("gemma2", "flatlm.examples.gemma2", ("Gemma2ForCausalLM",), "transformers.Gemma2ForCausalLM", "Gemma 2 2B, 9B, 27B"),
@@ -105,6 +120,14 @@ FAMILIES = (
     FamilyRecord("phi", "flatlm.examples.phi", ("PhiForCausalLM",), "transformers.PhiForCausalLM", "Phi-1, Phi-1.5, Phi-2"),
     FamilyRecord("phi3", "flatlm.examples.phi3", ("Phi3ForCausalLM",), "transformers.Phi3ForCausalLM", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini"),
     FamilyRecord("glm", "flatlm.examples.glm", ("GlmForCausalLM",), "transformers.GlmForCausalLM", "GLM-4-9B, GLM-Edge"),
+    FamilyRecord(
+        "glm_blank_infilling",
+        "flatlm.examples.glm_blank_infilling",
+        ("GLMModel", "GLMForConditionalGeneration", "GLMForMultipleChoice", "GLMForSeq2Seq"),
+        "FlagAI's glm_model.py",
+        "GLM base, large, 2B, 10B, English and Chinese (2021, 2022): fills blanks",
+        ("block_position_encoding", "max_sequence_length"),
+    ),
     FamilyRecord("glm4", "flatlm.examples.glm4", ("Glm4ForCausalLM",), "transformers.Glm4ForCausalLM", "GLM-4-0414, GLM-Z1"),
     FamilyRecord(
         "ernie4_5",
@@ -154,7 +177,7 @@ class ConfigBuilder:
     @classmethod
     def condition(cls, hf_config: ConfigReader) -> bool:
         """Is this configuration of the family?"""
-        return hf_config.architecture in family_record(cls.family).architectures
+        return family_record(cls.family).means(hf_config)
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> "ModelConfig":
@@ -176,7 +199,7 @@ def family_record(name: str) -> FamilyRecord:
 def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[ConfigBuilder]:
     """The builder for a configuration: the named family's, or the first whose condition holds. Raises ConfigError."""
     for record in FAMILIES:
-        if record.name == family or (family is None and hf_config.architecture in record.architectures):
+        if record.name == family or (family is None and record.means(hf_config)):
             importlib.import_module(record.module)
     if family is not None:
         family_record(family)

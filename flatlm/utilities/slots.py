@@ -59,6 +59,8 @@ def model_slots(config: ModelConfig, names: TensorNames) -> Iterator[Slot]:
     yield Slot("embedding.weight", (Part(f"{names.embedding}.weight", (config.vocab_size, width)),))
     if config.position_embedding is not None:
         yield Slot("position_embedding.weight", (Part(f"{names.position_embedding}.weight", (config.position_embedding.rows, width)),))
+    if (blocks := config.block_position_embedding) is not None:
+        yield Slot("block_position_embedding.weight", (Part(f"{names.block_position_embedding}.weight", (blocks.rows, width)),))
     for layer, block in enumerate(config.blocks):
         yield from BlockSlots(block, names, layer, width, f"blocks.{layer}")
     yield from norm_slots("final_norm", names.final_norm, config.final_norm, width, names)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from flatlm.convert.graphs import DecoderGraph
 from flatlm.convert.signatures import signature_specs
+from flatlm.errors import ExportError
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import Decoder, build_on_meta
@@ -32,9 +33,15 @@ class Decoders:
 
     def graph(self, config: ModelConfig, request: "ExportRequest") -> GraphPlan:
         """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
+        if config.fills_blanks and request.output.suffix == ".litertlm":
+            raise ExportError(
+                f"{request.output}: LiteRT-LM runs text that is written on, and this model fills blanks, which takes inputs that it does not "
+                "give: export to a .tflite file"
+            )
         length = cache_length(request, config.max_positions)
         lengths = prefill_lengths(request, length)
         geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
         specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
         cache_bytes = sum(geometry.bytes(block.attention) for block in config.blocks)
-        return GraphPlan(DecoderGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype)
+        facts = {"kind": "infilling"} if config.fills_blanks else {}
+        return GraphPlan(DecoderGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts)

@@ -165,9 +165,7 @@ def test_what_the_file_says(exact: tuple[GLMReference, Path]) -> None:
 def test_a_context_is_read_in_one_call(exact: tuple[GLMReference, Path]) -> None:
     _, file = exact
     with InfillingRunner.open(file) as runner:
-        with pytest.raises(
-            RuntimeFileError, match=r"a context of 17 tokens is longer than its longest prefill signature, 16, .* --prefill 17"
-        ):
+        with pytest.raises(RuntimeFileError, match=r"a context of 17 tokens is longer than .* signature, 16, .* --prefill 17"):
             runner.read_context(context_of(17))
         runner.read_context(context_of(5))
         assert (runner.position, runner.context) == (5, 5)

@@ -211,6 +211,7 @@ def test_glms_english_tokenizers_have_its_tokens(tmp_path: Path, kind: str) -> N
     assert [tokenizer.token_id(name) for name in first] == [*range(end, end + len(first))]
     ids = tokenizer.encode("The quick [MASK] fox [gMASK]", add_special_tokens=False)
     assert ids.count(tokenizer.token_id("[MASK]")) == 1 and ids[-1] == tokenizer.token_id("[gMASK]")
+    assert tokenizer.encode("a [MASK]", add_special_tokens=False) == tokenizer.encode("a[MASK]", add_special_tokens=False)
 
 
 def test_listed_tokens_go_before_glms_own(tmp_path: Path, glm_model: bytes) -> None:

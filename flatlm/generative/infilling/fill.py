@@ -64,8 +64,9 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Context:
-    """What is read before anything is filled in. `masks`: the places of the blanks; `added`: the mask that was put at its end."""
+    """What is read before anything is filled in, of a text. `masks`: the places of its blanks; `added`: the mask put at its end."""
 
+    text: str
     token_ids: tuple[int, ...]
     masks: tuple[int, ...]
     added: str | None = None
@@ -76,11 +77,11 @@ class Context:
         special = SpecialTokens.of(tokenizer)
         ids, added = tokenizer.encode(text, add_special_tokens=False), None
         if not set(ids) & set(special.masks):
-            mask, added = next((i, name) for i, name in reversed(special.masks.items()))
+            mask, added = list(special.masks.items())[-1]
             ids = [*ids, mask]
         ends = [] if special.end is None or ids[-1] in special.masks else [special.end]
         whole = (special.begin, *ids, *ends)
-        return cls(whole, tuple(place for place, token in enumerate(whole) if token in special.masks), added)
+        return cls(text, whole, tuple(place for place, token in enumerate(whole) if token in special.masks), added)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class FilledBlank:
 
 @dataclass(frozen=True)
 class Infilling:
-    """A text with its blanks filled. `token_ids`: all that was made, blank after blank; `added_mask`: one that was put at the prompt's end."""
+    """A text with its blanks filled. `token_ids`: all that was made, blank after blank; `added_mask`: what was put at the prompt's end."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -122,17 +123,31 @@ def fill(
         raise RuntimeFileError(f"{max_new_tokens} new tokens were asked for; it is 0 or more")
     special, sampler = SpecialTokens.of(tokenizer), sampler or Sampler()
     runner.read_context(context.token_ids)
-    blanks, filled = [], list[int]()
+    blanks = []
     for place in context.masks:
         runner.begin_span(place)
         answer, reason = _answer(runner, special, sampler, max_new_tokens)
         mask = special.masks[context.token_ids[place]]
         blanks.append(FilledBlank(mask, place, tokenizer.decode(answer), tuple(answer), reason))
-    answers = {blank.position: blank.token_ids for blank in blanks}
-    for place, token in enumerate(context.token_ids):
-        filled += answers.get(place, (token,))
     made = tuple(token for blank in blanks for token in blank.token_ids)
-    return Infilling(tokenizer.decode(filled), made, context.token_ids, blanks[-1].finish_reason, tuple(blanks), context.added)
+    text = _filled_text(tokenizer, context, blanks)
+    return Infilling(text, made, context.token_ids, blanks[-1].finish_reason, tuple(blanks), context.added)
+
+
+def _filled_text(tokenizer: InfillingTokenizer, context: Context, blanks: Sequence[FilledBlank]) -> str:
+    """The prompt as it was written, an answer in the place of each mask: decoding it would change spaces, capitals and unknown letters."""
+    if context.added:
+        given, whole = (tokenizer.decode(ids) for ids in (context.token_ids, (*context.token_ids, *blanks[0].token_ids)))
+        return context.text + (whole[len(given) :] if whole.startswith(given) else blanks[0].text)
+    pieces, rest = [], context.text
+    for blank in blanks:
+        before, found, after = rest.partition(blank.mask)
+        if not found:  # the tokenizer found a mask in other words, such as those of another case
+            break
+        apart = not before or before[-1].isspace()
+        pieces += [before, blank.text.strip() if apart else blank.text]
+        rest = after
+    return "".join([*pieces, rest])
 
 
 def _answer(runner: InfillingRunner, special: SpecialTokens, sampler: Sampler, most: int | None) -> tuple[list[int], FinishReason]:

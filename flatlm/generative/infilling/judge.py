@@ -96,7 +96,7 @@ def _refill(runner: InfillingRunner, text: Text, read: list[tuple[int, list[int]
 def _compare_greedy(runner: InfillingRunner, reference: InfillingReference, text: Text) -> tuple[int, int]:
     """How many of each side's own likeliest tokens for the first blank are equal before the first difference, and out of how many."""
     count = min(GREEDY_TOKENS, runner.cache_length - len(text.context))
-    sides = []
+    sides = list[list[int]]()
     for side in (runner, reference):
         side.read_context(text.context)
         side.begin_span(text.masks[0])

@@ -53,9 +53,9 @@ class InfillingRunner(Runner):
         length = next((length for length in self.prefill_lengths if length >= len(ids)), None)
         if length is None:
             raise RuntimeFileError(
-                f"{self.file.path}: a context of {len(ids)} tokens is longer than its longest prefill signature, {self.longest_context}, and "
-                f"blanks are filled by what is on both sides, so that it is read in one call: shorten the text, or export the model with "
-                f"--prefill {len(ids)} or more"
+                f"{self.file.path}: a context of {len(ids)} tokens is longer than its longest prefill signature, {self.longest_context}, "
+                "and blanks are filled by what is on both sides, so that it is read in one call: shorten the text, or export the model "
+                f"with --prefill {len(ids)} or more"
             )
         tokens = np.asarray(ids, np.int64)
         self._require_known(tokens)

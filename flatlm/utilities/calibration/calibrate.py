@@ -23,7 +23,7 @@ from flatlm.utilities.calibration import migrate
 from flatlm.utilities.calibration.rotate import obstacle, rotate
 from flatlm.utilities.calibration.sources import Changed, Scratch, Searched, read_rows, read_whole
 from flatlm.utilities.calibration.statistics import InputStatistics, gather
-from flatlm.utilities.calibration.stream import ModelStream, linears, row_slices
+from flatlm.utilities.calibration.stream import TABLES, ModelStream, linears, row_slices
 from flatlm.utilities.calibration.text import CalibrationText, no_text
 
 HESSIAN_BYTES = 1 << 30
@@ -51,7 +51,7 @@ def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], r
             raise RecipeError(
                 f"recipe {recipe.name!r} rotates the residual stream, which this model does not allow: {reason}; use a recipe that does not"
             )
-    for name in ("embedding.weight", "position_embedding.weight", "lm_head.weight"):
+    for name in (*TABLES, "lm_head.weight"):
         if name in sources and recipe.lacks_ranges(name):
             raise RecipeError(
                 f"recipe {recipe.name!r}: {name} cannot have static activations, which a table does not read, and whose one scale would "
@@ -139,7 +139,7 @@ class _Calibration:
     @torch.inference_mode()
     def run(self) -> Calibrated:
         config, tokens = self.config, self.text.tokens
-        for table in ("embedding.weight", "position_embedding.weight"):
+        for table in TABLES:
             if table in self.sources:
                 self.chosen[table] = _searched(table, self.sources[table], self.recipe)
         x = self.exact.embed(tokens)

@@ -9,12 +9,15 @@ from flatlm.convert.weights import WeightSource
 from flatlm.layers.attention import StepContext
 from flatlm.layers.block import Block
 from flatlm.layers.config import ModelConfig
+from flatlm.layers.infilling import context_places
 from flatlm.layers.kv_cache import CacheGeometry, KVCache
 from flatlm.layers.linear import Linear
 from flatlm.layers.mixture import Mixture
 from flatlm.layers.model import build_on_meta
 from flatlm.utilities.calibration.sources import read_rows, read_whole
 
+TABLES = ("embedding.weight", "position_embedding.weight", "block_position_embedding.weight")
+"""The weights that a text's first state is made of, where a model has them."""
 ROWS_AT_ONCE = 4
 """Rows of text that go through a block together."""
 
@@ -29,7 +32,8 @@ class ModelStream:
         self.config, self.sources = config, sources
         self.model = build_on_meta(config, CacheGeometry(length))
         self.positions = torch.arange(length, dtype=torch.int32)
-        self.contexts = self.model.contexts(self.positions)
+        self.places = context_places(length) if config.fills_blanks else None  # each row of text is a context without a blank
+        self.contexts = self.model.contexts(self.positions, self.places)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads for tokens [N, T]: [N, T, D] float32. Only the rows that occur are read."""
@@ -37,8 +41,10 @@ class ModelStream:
         self.model.embedding.weight = _frozen(self._embedding_rows(ids))
         if self.model.position_embedding is not None:
             self.model.position_embedding.weight = _frozen(self.whole("position_embedding.weight"))
+        if self.model.block_position_embedding is not None:
+            self.model.block_position_embedding.weight = _frozen(self.whole("block_position_embedding.weight"))
         with torch.inference_mode():
-            return self.model.embed(where.to(torch.int32), self.positions)
+            return self.model.embed(where.to(torch.int32), self.positions, self.places)
 
     def whole(self, name: str) -> Tensor:
         """A parameter, float32, of its own shape."""

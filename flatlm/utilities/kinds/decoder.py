@@ -35,8 +35,8 @@ class Decoders:
         """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
         if config.fills_blanks and request.output.suffix == ".litertlm":
             raise ExportError(
-                f"{request.output}: LiteRT-LM runs text that is written on, and this model fills blanks, which takes inputs that it does not "
-                "give: export to a .tflite file"
+                f"{request.output}: LiteRT-LM runs models that write on, and this one fills blanks, from inputs that it lacks: export "
+                "to a .tflite file"
             )
         length = cache_length(request, config.max_positions)
         lengths = prefill_lengths(request, length)

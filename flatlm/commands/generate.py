@@ -11,6 +11,7 @@ from flatlm.generative.generate import generate, stream
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.inspect import read_manifest
+from flatlm.generative.model_file import INFILLING
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     tokenizer = file_tokenizer(args.file, args.tokenizer)
-    if read_manifest(args.file).get("kind") == "infilling":
+    if read_manifest(args.file).get("kind") == INFILLING:
         return _fill(args, tokenizer, sampler)
     with Runner.open(args.file, threads=args.threads) as runner:
         prompt_ids = tokenizer.encode(args.prompt)

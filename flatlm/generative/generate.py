@@ -62,10 +62,7 @@ def stream(
     """
     if not len(prompt_ids):
         raise RuntimeFileError("the prompt has no tokens; a text begins with at least one")
-    if runner.file.fills_blanks:
-        raise RuntimeFileError(
-            f"{runner.file.path} fills blanks in a text, it does not write on from one: use flatlm generate, or generative.infilling.fill"
-        )
+    runner.require_left_to_right()
     if max_new_tokens is not None and max_new_tokens < 0:
         raise RuntimeFileError(f"{max_new_tokens} new tokens were asked for; it is 0 or more")
     runner.require_room(len(prompt_ids) - held)

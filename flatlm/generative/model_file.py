@@ -25,6 +25,8 @@ MASK = "mask"
 PREFILL_PREFIX = "prefill"
 DECODER = "decoder"
 """The kind of files whose manifest names none."""
+INFILLING = "infilling"
+"""Files of decoders that fill blanks: theirs and two inputs more (`convert.signatures.PLACE_INPUTS`)."""
 _IDENTIFIER = b"TFL3"
 _BUNDLE_MAGIC = b"LITERTLM"
 _EXTERNAL = 1
@@ -131,7 +133,7 @@ def read_content(path: Path) -> FileContent:
 def read_model_file(path: Path) -> ModelFile:
     """The same of a decoder's file, which keeps FlatLM's conventions; RuntimeFileError for anything else."""
     content = read_content(path)
-    if content.kind != DECODER:
+    if content.kind not in (DECODER, INFILLING):
         raise RuntimeFileError(f"{path} holds an {content.kind}: this runs decoders' files only; `flatlm inspect` shows what is in it")
     decode, prefill = _conventional(path, content.signatures)
     slots = content.cache_slots or tuple(spec.mask_slots for spec in (decode,) if spec.mask_slots is not None)

@@ -152,7 +152,7 @@ class ModelLoader:
 
     def __init__(self, checkpoint: TensorStore | str | Path, names: TensorNames) -> None:
         self.checkpoint = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
-        self.names = resolve_prefix(names, self.checkpoint.tensors)
+        self.names = _resolve_transposed(resolve_prefix(names, self.checkpoint.tensors), self.checkpoint.tensors)
 
     def fit(self, config: Any) -> Any:
         """The configuration of the model with the checkpoint's adapter merged, which may untie the head or widen the vocabulary."""
@@ -227,6 +227,15 @@ def _hints(checkpoint: TensorStore, names: TensorNames, vocab_size: int | None) 
     if record is None or vocab_size is None or len(record.shape) != 2 or record.shape[0] == vocab_size:
         return []
     return [f"the embedding has {record.shape[0]} rows: if tokens were added to the model, set vocab_size to that in config.json"]
+
+
+def _resolve_transposed(names: TensorNames, tensors: Mapping[str, Any]) -> TensorNames:
+    """Not transposed where a fused projection's tensor is [3D, D]: FlagAI saves what transformers keeps as [D, 3D] as linears."""
+    if not names.transposed or names.attn_fused_qkv_proj is None:
+        return names
+    record = tensors.get(f"{names.attn_fused_qkv_proj.format(0)}.weight")
+    as_linears = record is not None and len(record.shape) == 2 and record.shape[0] > record.shape[1]
+    return replace(names, transposed=False) if as_linears else names
 
 
 def resolve_prefix(names: TensorNames, tensors: Iterable[str]) -> TensorNames:

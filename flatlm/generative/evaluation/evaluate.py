@@ -110,6 +110,7 @@ def evaluate(request: EvaluationRequest, *, progress: Progress | None = None) ->
     """
     _require_possible(request)
     with Runner.open(request.file) as runner:
+        runner.require_left_to_right()
         context = _context(request, runner)
         tokenizer = file_tokenizer(request.file, request.tokenizer, request.checkpoint)
         ids = encoded(request.documents, tokenizer, vocab_size=runner.vocab_size)

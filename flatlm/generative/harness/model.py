@@ -86,6 +86,7 @@ class FlatlmLM(TemplateLM):  # type: ignore[misc]
         self._progress = progress
         self.tokenizer = file_tokenizer(self.path, None if self.options.tokenizer is None else Path(self.options.tokenizer))
         self.runner = Runner.open(self.path, threads=self.options.threads)
+        self.runner.require_left_to_right()
         self._reader = PrefixReader(self.runner)
         self._text = HarnessTokenizer(
             self.tokenizer,

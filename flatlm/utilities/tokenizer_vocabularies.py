@@ -62,7 +62,8 @@ def _word_piece(path: Path, settings: TokenizerSettings, config: Mapping[str, An
     _require_class(path, config, _WORD_PIECE)
     vocabulary = {line.rstrip("\n"): number for number, line in enumerate(io.StringIO(_text(path), newline=None))}
     tokens = {role: settings.special_tokens.get(role, AddedToken(f"[{role[:-6].upper()}]")) for role in _BERT_TOKENS}
-    settings = replace(settings, special_tokens={**tokens, **settings.special_tokens})
+    ends = {"eos_token": tokens["pad_token"]} if _fills_blanks(path) else {}  # GLM's end of text, which its tokenizers name in code
+    settings = replace(settings, special_tokens={**tokens, **ends, **settings.special_tokens})
     made = Tokenizer(models.WordPiece(vocabulary, unk_token=tokens["unk_token"].content))
     made.normalizer = normalizers.BertNormalizer(
         clean_text=True,

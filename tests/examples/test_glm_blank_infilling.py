@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from flatlm.convert.decoder import WholeDecoder
+from flatlm.convert.generic import Signatures as GenericSignatures
+from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.errors import CheckpointError, ConfigError, ExportError, RuntimeFileError
 from flatlm.generative.infilling.reference import InfillingReference
@@ -21,6 +24,7 @@ from flatlm.utilities.exporter import ExportRequest, export, plan_export
 from flatlm.utilities.registry import build_config, find_builder
 from tests.examples.glm_blank_reference import BASE, GLMReference, save_reference
 from tests.examples.references import decide, randomise
+from tests.models import Signatures, largest_difference, random_inputs
 
 TOLERANCE = 1e-4
 CACHE, PREFILL = 48, (4, 16)
@@ -185,6 +189,34 @@ def test_a_plain_runner_reads_from_left_to_right(exact: tuple[GLMReference, Path
         runner.prefill(ids[:-1])
         got = torch.from_numpy(runner.step(ids[-1]))
     torch.testing.assert_close(got, reference(torch.tensor([ids]), rows[None], 0)[0, -1], rtol=0, atol=TOLERANCE)
+
+
+def test_a_span_is_rewound_and_a_context_is_not(exact: tuple[GLMReference, Path]) -> None:
+    _, file = exact
+    with InfillingRunner.open(file) as runner:
+        runner.read_context(context_of(6))
+        runner.begin_span(2)
+        first = [runner.step(token) for token in (3, 20, 21)]
+        runner.rewind(7)
+        assert runner.can_rewind(6) and not runner.can_rewind(5)
+        np.testing.assert_array_equal(np.stack([runner.step(token) for token in (20, 21)]), np.stack(first[1:]))
+        with pytest.raises(RuntimeFileError, match="is forgotten as a whole"):
+            runner.rewind(3)
+        runner.rewind(0)
+        assert runner.context == 0
+
+
+@pytest.mark.slow
+def test_the_stamped_file_is_the_generic_paths(tmp_path: Path, exact: tuple[GLMReference, Path]) -> None:
+    _, file = exact
+    model = build_model(file.parent, kv_cache_max_len=CACHE)
+    spec = SignatureSpec("prefill_4", 4, logits=False)
+    whole = WholeDecoder(model, spec)
+    GenericSignatures().signature(spec.name, whole, sample_kwargs=whole.sample_inputs()).convert().export(tmp_path / "generic.tflite")
+    inputs = random_inputs(model, 4, start=5)
+    inputs |= {"position_ids": np.array([[2] * 4, [1, 2, 3, 4]], np.int32), "prefix": np.array([5], np.int32)}
+    generic = Signatures(tmp_path / "generic.tflite").run("prefill_4", inputs)
+    assert largest_difference(Signatures(file).run("prefill_4", inputs), generic) <= 1e-5
 
 
 def test_no_bundle_for_what_litert_lm_cannot_run(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_glms_english_tokenizers_have_its_tokens(tmp_path: Path, kind: str) -> N
     if kind == "vocab.json":
         first = ["<|startofpiece|>", "<|endofpiece|>", "[CLS]", "[MASK]", "[SEP]", "[UNK]", "[gMASK]", "[sMASK]"]
     assert [tokenizer.token_id(name) for name in first] == [*range(end, end + len(first))]
+    assert tokenizer.eos_ids == (tokenizer.token_id("[PAD]" if kind == "vocab.txt" else "<|endoftext|>"),)
     ids = tokenizer.encode("The quick [MASK] fox [gMASK]", add_special_tokens=False)
     assert ids.count(tokenizer.token_id("[MASK]")) == 1 and ids[-1] == tokenizer.token_id("[gMASK]")
     assert tokenizer.encode("a [MASK]", add_special_tokens=False) == tokenizer.encode("a[MASK]", add_special_tokens=False)

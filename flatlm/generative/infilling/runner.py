@@ -45,6 +45,18 @@ class InfillingRunner(Runner):
         super().reset()
         self._context, self._mask, self._begin = 0, None, 0
 
+    def can_rewind(self, position: int) -> bool:
+        """Not into the context, of which no part can be read again."""
+        return super().can_rewind(position) and (position == 0 or position >= max(self._context, self._begin))
+
+    def rewind(self, position: int) -> None:
+        """Forget the tokens from `position` on: those of the span that is being read, or all, for a new text."""
+        if position and position < max(self._context, self._begin):
+            raise RuntimeFileError(f"cannot go to position {position}: a context, or a span, is forgotten as a whole; reset")
+        super().rewind(position)
+        if position == 0:
+            self._context, self._mask, self._begin = 0, None, 0
+
     def read_context(self, ids: Sequence[int]) -> None:
         """Begins a new text with a context, in the shortest prefill signature that holds it. RuntimeFileError where none does."""
         self.reset()

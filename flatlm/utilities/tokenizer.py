@@ -28,7 +28,7 @@ TokenizerKind: TypeAlias = Literal["hf", "sentencepiece"]
 
 _FILES: dict[str, TokenizerKind] = {"tokenizer.json": "hf", "tokenizer.model": "sentencepiece"}
 _BACKENDS: dict[TokenizerKind, type[HfBackend] | type[SentencePieceBackend]] = {"hf": HfBackend, "sentencepiece": SentencePieceBackend}
-_OTHER_FILES = ("tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
+_OTHER_FILES = ("vocab.json", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
 
 _PROBE = "The quick brown fox, 1234567890 - naïve café;  def main():\n\treturn [x**2 for x in range(10)]  # 中文 日本語 русский 😀\n"
 
@@ -59,15 +59,15 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            source = next((path / name for name in _FILES if (path / name).is_file()), None)
-            if source is None and (source := find_gguf(path)) is None:
-                if (older := find_vocabulary(path)) is None:
-                    raise TokenizerError(_no_tokenizer(path))
-                return cls.from_bytes(older.kind, older.data, settings=older.settings, source=older.source)
+            source = next((path / name for name in _FILES if (path / name).is_file()), None) or find_gguf(path)
         elif path.exists():
             source = path
         else:
             raise TokenizerError(f"{path}: does not exist; give a directory with a tokenizer.json or tokenizer.model, or such a file")
+        if (source is None or source.name not in _FILES) and (older := find_vocabulary(source or path)) is not None:
+            return cls.from_bytes(older.kind, older.data, settings=older.settings, source=older.source)
+        if source is None:
+            raise TokenizerError(_no_tokenizer(path))
         if find_gguf(source) is not None:
             from flatlm.utilities.gguf_tokenizer import read_tokenizer
 

@@ -44,14 +44,15 @@ class Vocabulary:
     source: Path
 
 
-def find_vocabulary(directory: Path) -> Vocabulary | None:
-    """The vocabulary of a directory without tokenizer.json and tokenizer.model; None where there is none that is read.
+def find_vocabulary(path: Path) -> Vocabulary | None:
+    """The vocabulary in a directory without tokenizer.json and tokenizer.model, or in such a file; None where it is none that is read.
 
     Raises TokenizerError for one of a tokenizer class that uses such a file otherwise.
     """
     for name, read in _READERS.items():
-        if (directory / name).is_file():
-            return read(directory / name, read_settings(directory), read_json(directory / "tokenizer_config.json"))
+        file = path / name if path.is_dir() else path
+        if file.name == name and file.is_file():
+            return read(file, read_settings(file.parent), read_json(file.with_name("tokenizer_config.json")))
     return None
 
 
@@ -82,12 +83,14 @@ _BERT_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
 """Those that a WordPiece vocabulary has even where nothing names them, in the order in which a missing one is added."""
 
 
-def _byte_level(path: Path, settings: TokenizerSettings, config: Mapping[str, Any]) -> Vocabulary:
-    """A JSON object of tokens to ids, and merges.txt beside it, a pair in each line after a comment."""
+def _byte_level(path: Path, settings: TokenizerSettings, config: Mapping[str, Any]) -> Vocabulary | None:
+    """A JSON object of tokens to ids, and merges.txt beside it, a pair in each line after a comment; without it, something else."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    _require_class(path, config, _BYTE_LEVEL)
     merges_path = path.with_name("merges.txt")
+    if not merges_path.exists():
+        return None
+    _require_class(path, config, _BYTE_LEVEL)
     lines = [line for line in _text(merges_path).split("\n") if line and not line.startswith("#version")]
     merges = [(line.split(" ")[0], line.split(" ")[1]) for line in lines if line.count(" ") == 1]
     if len(merges) != len(lines):

@@ -16,6 +16,8 @@ from flatlm.generative.infilling.reference import InfillingReference
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import VerificationReport, verify
+from flatlm.layers.infilling import context_places, span_places
+from flatlm.layers.kv_cache import empty_caches
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.config_reader import ConfigReader
@@ -87,6 +89,19 @@ def test_other_shapes(tmp_path: Path, config: dict[str, int]) -> None:
     reference = made(tmp_path, **config)
     got = eager_logits(InfillingReference(tmp_path, length=CACHE), context_of(10), SPANS, at_once=True)
     torch.testing.assert_close(got, reference.read(context_of(10), SPANS), rtol=0, atol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_several_texts_of_the_same_places_at_once(tmp_path: Path) -> None:
+    reference = made(tmp_path)
+    model, texts = build_model(tmp_path, kv_cache_max_len=CACHE), [context_of(9, seed) for seed in (1, 2, 3)]
+    positions, spans = torch.arange(9, dtype=torch.int32), [(4, [3, 20])]
+    caches = empty_caches(model.config, model.geometry, batch=3)
+    _, caches = model(torch.tensor(texts, dtype=torch.int32), positions, caches, context_places(9))
+    read = torch.tensor([spans[0][1]] * 3, dtype=torch.int32)
+    logits, _ = model(read, torch.tensor([9, 10], dtype=torch.int32), caches, span_places(9, 4, (1, 2)))
+    expected = torch.stack([reference.read(text, spans)[9:] for text in texts])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
 @torch.inference_mode()

@@ -120,6 +120,7 @@ def test_special_tokens_map_is_heeded(tmp_path: Path) -> None:
     lines = (directory / "vocab.txt").read_text().replace("[CLS]", "<begin>").replace("[SEP]", "<end>")
     (directory / "vocab.txt").write_text(lines)
     write_json(directory / "special_tokens_map.json", cls_token="<begin>", sep_token="<end>")
+    assert Tokenizer.load(directory / "vocab.txt").encode("a") == Tokenizer.load(directory).encode("a")
     expected, tokenizer = transformers.BertTokenizer.from_pretrained(str(directory)), Tokenizer.load(directory)
     assert [tokenizer.encode(text) for text in TEXTS] == [expected(text)["input_ids"] for text in TEXTS]
     assert tokenizer.encode("a")[0] == tokenizer.token_id("<begin>") is not None
@@ -270,6 +271,10 @@ def test_what_is_of_another_kind_is_refused(tmp_path: Path, glm_model: bytes) ->
     (other / "cog-pretrain.model").write_bytes(b"nothing")
     with pytest.raises(TokenizerError, match=r"cog-pretrain.model: is not a SentencePiece model"):
         Tokenizer.load(other)
+    (tmp_path / "d").mkdir()
+    write_json(tmp_path / "d" / "vocab.json", a=0)  # without merges.txt: a speech model's, say
+    with pytest.raises(TokenizerError, match=r"vocab.json is of a kind"):
+        Tokenizer.load(tmp_path / "d")
     broken = byte_level_vocabulary(tmp_path / "c", ["<|endoftext|>"])
     (broken / "merges.txt").write_text("one\n")
     with pytest.raises(TokenizerError, match=r"merges.txt: has lines"):

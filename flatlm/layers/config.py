@@ -12,12 +12,13 @@ MASKED = -1e9
 
 
 class Activation(StrEnum):
-    """The feed-forward's non-linearity, named as checkpoints name it in `hidden_act`."""
+    """A feed-forward's or a head's non-linearity, named as checkpoints name it in `hidden_act`."""
 
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_pytorch_tanh"
     RELU = "relu"
+    TANH = "tanh"
 
 
 class NormKind(StrEnum):

@@ -17,6 +17,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return F.gelu(x, approximate="tanh")
         case Activation.RELU:
             return F.relu(x)
+        case Activation.TANH:
+            return F.tanh(x)
 
 
 class FeedForward(nn.Module):

@@ -31,6 +31,9 @@ class ConfigReader:
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
         self.values = values
         self.source = source
+        self.task: str | None = None
+        """What the user wants the model for; None: what it was trained for. Families that have a choice read it by `heed_task`."""
+        self.task_heeded = False
         self._read: set[str] = set()
 
     @classmethod
@@ -72,6 +75,11 @@ class ConfigReader:
     def has(self, key: str) -> bool:
         """Is there a value other than null?"""
         return self.values.get(key) is not None
+
+    def heed_task(self) -> str | None:
+        """The task that the user asked for. One that no family heeds is refused."""
+        self.task_heeded = True
+        return self.task
 
     def positive_int(self, key: str, default: int = _ABSENT) -> int:
         value = self._get(key, default)

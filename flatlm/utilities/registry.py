@@ -11,7 +11,6 @@ from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
 
 if TYPE_CHECKING:
-    from flatlm.layers.config import ModelConfig
     from flatlm.utilities.tensor_names import TensorNames
 
 
@@ -157,6 +156,79 @@ FAMILIES = (
     FamilyRecord(
         "openelm", "flatlm.examples.openelm", ("OpenELMForCausalLM",), "apple/OpenELM's modeling_openelm.py", "OpenELM 270M to 3B"
     ),
+    FamilyRecord(
+        "bert",
+        "flatlm.examples.bert",
+        (
+            "BertModel",
+            "BertForPreTraining",
+            "BertForMaskedLM",
+            "BertForSequenceClassification",
+            "BertForTokenClassification",
+            "BertForQuestionAnswering",
+        ),
+        "transformers.BertModel",
+        "BERT, multilingual and Chinese BERT, MiniLM, BGE, E5, GTE, SciBERT, FinBERT",
+    ),
+    FamilyRecord(
+        "roberta",
+        "flatlm.examples.roberta",
+        (
+            "RobertaModel",
+            "RobertaForMaskedLM",
+            "RobertaForSequenceClassification",
+            "RobertaForTokenClassification",
+            "RobertaForQuestionAnswering",
+            "XLMRobertaModel",
+            "XLMRobertaForMaskedLM",
+            "XLMRobertaForSequenceClassification",
+            "XLMRobertaForTokenClassification",
+            "XLMRobertaForQuestionAnswering",
+        ),
+        "transformers.RobertaModel, transformers.XLMRobertaModel",
+        "RoBERTa, XLM-RoBERTa, DistilRoBERTa, BGE-M3, multilingual E5",
+    ),
+    FamilyRecord(
+        "albert",
+        "flatlm.examples.albert",
+        (
+            "AlbertModel",
+            "AlbertForPreTraining",
+            "AlbertForMaskedLM",
+            "AlbertForSequenceClassification",
+            "AlbertForTokenClassification",
+            "AlbertForQuestionAnswering",
+        ),
+        "transformers.AlbertModel",
+        "ALBERT v1 and v2, base to xxlarge",
+    ),
+    FamilyRecord(
+        "electra",
+        "flatlm.examples.electra",
+        (
+            "ElectraModel",
+            "ElectraForPreTraining",
+            "ElectraForMaskedLM",
+            "ElectraForSequenceClassification",
+            "ElectraForTokenClassification",
+            "ElectraForQuestionAnswering",
+        ),
+        "transformers.ElectraModel",
+        "ELECTRA generators and discriminators, small to large",
+    ),
+    FamilyRecord(
+        "distilbert",
+        "flatlm.examples.distilbert",
+        (
+            "DistilBertModel",
+            "DistilBertForMaskedLM",
+            "DistilBertForSequenceClassification",
+            "DistilBertForTokenClassification",
+            "DistilBertForQuestionAnswering",
+        ),
+        "transformers.DistilBertModel",
+        "DistilBERT, multilingual DistilBERT, the sentiment model fine-tuned on SST-2",
+    ),
 )
 
 _NO_GENERATOR = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -164,7 +236,7 @@ _NO_GENERATOR = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenC
 
 
 class ConfigBuilder:
-    """Builds a `ModelConfig` from a checkpoint's config.json. Subclasses register themselves; the first whose `condition` holds builds."""
+    """Builds a model's configuration from its config.json. Subclasses register themselves; the first whose `condition` holds builds."""
 
     family: ClassVar[str]
     tensor_names: ClassVar["TensorNames"]
@@ -180,8 +252,11 @@ class ConfigBuilder:
         return family_record(cls.family).means(hf_config)
 
     @classmethod
-    def build(cls, hf_config: ConfigReader, model_path: Path) -> "ModelConfig":
-        """The model's configuration; every key that matters is read from `hf_config`. Raises ConfigError."""
+    def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
+        """The model's configuration, of a type that `kinds/table.py` knows; every key that matters is read from `hf_config`.
+
+        Raises ConfigError.
+        """
         raise TypeError(f"{cls.__name__} has no build method")
 
 
@@ -233,8 +308,11 @@ def _not_supported(hf_config: ConfigReader) -> ConfigError:
 def build_config(directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, type[ConfigBuilder]]:
     """Read a checkpoint's config.json into the model's configuration, and say which builder did. Raises ConfigError."""
     reader = ConfigReader.from_directory(directory)
+    reader.task = reading.task
     builder = find_builder(reader, family=reading.family)
     config = builder.build(reader, directory)
+    if reading.task is not None and not reader.task_heeded:
+        raise ConfigError(f"--task {reading.task}: models of the family {builder.family} have no choice of heads: leave it out")
     reader.skip("quantization_config")  # read, or refused, where the checkpoint is opened
     reader.finish(reading.ignored_config_keys)
     return config, builder

@@ -5,6 +5,28 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class HeadNames:
+    """Where the head for a task keeps its tensors; names without `.weight` / `.bias`. None: it has none.
+
+    `bias`: the whole name of the output's bias, where checkpoints may keep it apart from the output's weight. `ignored`: patterns (fnmatch)
+    of tensors that are trained beside the head and that it does not read.
+    """
+
+    task: str
+    output: str
+    dense: str | None = None
+    norm: str | None = None
+    bias: str | None = None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of all that is the head's own."""
+        names = (name for name in (self.output, self.dense, self.norm) if name is not None)
+        return (*(f"{name}.*" for name in names), *([] if self.bias is None else [self.bias]), *self.ignored)
+
+
+@dataclass(frozen=True)
 class TensorNames:
     """Names without `.weight` / `.bias`; `{}` stands for the layer's index (and a second one for the expert's). None: the family has none.
 
@@ -46,9 +68,8 @@ class TensorNames:
     expert_fused_gate_up_proj: str | None = None
     expert_down_proj: str | None = None
     pooler: str | None = None
-    head_dense: str | None = None
-    head_norm: str | None = None
-    head_output: str | None = None
+    heads: tuple[HeadNames, ...] = ()
+    """Of an encoder: one for each task that a checkpoint may be trained for."""
 
     encoder: "TensorNames | None" = None
     """The encoder's own, where these are a decoder's beside it. What both share has one name in both."""
@@ -80,4 +101,11 @@ class TensorNames:
                 changed[field.name] = found + name.removeprefix(written)
             elif isinstance(name, TensorNames):
                 changed[field.name] = name.renamed(written, found)
-        return replace(self, **changed)
+        heads = tuple(_head_renamed(head, written, found) for head in self.heads)
+        return replace(self, **changed, heads=heads)
+
+
+def _head_renamed(head: HeadNames, written: str, found: str) -> HeadNames:
+    """Only what lies in the body, as BERT's pooler does, begins so."""
+    dense = head.dense
+    return replace(head, dense=found + dense.removeprefix(written)) if dense is not None and dense.startswith(written) else head

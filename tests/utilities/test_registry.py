@@ -44,7 +44,7 @@ def test_a_known_architecture_that_no_builder_takes_is_not_told_its_own_name(mon
     "config",
     [
         {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True},  # EmbeddingGemma
-        {"architectures": ["BertForMaskedLM"]},
+        {"architectures": ["MPNetForMaskedLM"]},
         {"architectures": ["LlamaForSequenceClassification"]},
         {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
     ],

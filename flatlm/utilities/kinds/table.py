@@ -7,6 +7,7 @@ from flatlm.utilities.kinds.kind import ModelKind
 
 KINDS = {
     "ModelConfig": "flatlm.utilities.kinds.decoder:Decoders",
+    "EncoderConfig": "flatlm.utilities.kinds.encoder:Encoders",
 }
 
 

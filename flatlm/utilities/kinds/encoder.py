@@ -1,0 +1,67 @@
+"""Encoders: models that read a text as a whole."""
+
+from typing import TYPE_CHECKING, Any
+
+from flatlm.convert.encoder_graph import EncoderGraph
+from flatlm.errors import ExportError
+from flatlm.layers.config import CacheDtype
+from flatlm.layers.encoder import Encoder, build_on_meta
+from flatlm.layers.encoder_config import EmbeddingHead, EncoderConfig, SequenceHead, TokenHead
+from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.encoder_slots import encoder_slots, ignored_patterns
+from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names
+from flatlm.utilities.kinds.kind import GraphPlan
+from flatlm.utilities.loader import LoadPlan, plan_slots
+from flatlm.utilities.tensor_names import TensorNames
+
+if TYPE_CHECKING:
+    from flatlm.utilities.exporter import ExportRequest
+
+KIND = "encoder"
+"""What a file's manifest says of itself."""
+DEFAULT_LENGTHS = (16, 128, 512)
+
+
+class Encoders:
+    """The kind of every `EncoderConfig`."""
+
+    def load_plan(self, config: EncoderConfig, checkpoint: TensorStore, names: TensorNames) -> LoadPlan:
+        """Raises CheckpointError."""
+        slots = list(encoder_slots(config, names, checkpoint.tensors))
+        return plan_slots(slots, checkpoint, names, ignored=ignored_patterns(config, names), vocab_size=config.vocab_size)
+
+    def build(self, config: EncoderConfig, length: int) -> Encoder:
+        """The same for every length of text."""
+        return build_on_meta(config)
+
+    def graph(self, config: EncoderConfig, request: "ExportRequest") -> GraphPlan:
+        """`encode_<T>` for each length, by default those of DEFAULT_LENGTHS that the model has positions for. Raises ExportError."""
+        if request.kv_cache_len is not None or request.kv_cache_dtype != CacheDtype.FLOAT32 or request.prefill_logits:
+            raise ExportError("an encoder has no KV cache and no prefill: leave out --kv-cache-len, --kv-cache-dtype and --prefill-logits")
+        lengths = _lengths(request, config.max_positions)
+        return GraphPlan(EncoderGraph(config, lengths), lengths, lengths[-1], facts=_facts(config, request))
+
+
+def _lengths(request: "ExportRequest", longest: int) -> tuple[int, ...]:
+    if request.prefill_lengths is None:
+        return tuple(length for length in DEFAULT_LENGTHS if length <= longest) or (longest,)
+    lengths = tuple(sorted(set(request.prefill_lengths)))
+    if not lengths or lengths[0] < 1:
+        raise ExportError(f"--prefill {','.join(map(str, lengths))}: lengths of text are whole numbers of at least 1")
+    if lengths[-1] > longest:
+        raise ExportError(f"--prefill {lengths[-1]} is longer than the {longest} positions that the model was made for")
+    return lengths
+
+
+def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:
+    """What a runner must know beside the signatures: the task, what pads a text, and what the outputs mean."""
+    reader = ConfigReader.from_directory(request.checkpoint)
+    facts: dict[str, Any] = {"kind": KIND, "task": config.task, "pad_token_id": reader.values.get("pad_token_id") or 0}
+    if request.reading.task is not None:
+        facts["task_asked"] = request.reading.task
+    if isinstance(config.head, EmbeddingHead):
+        facts |= {"pooling": str(config.head.pooling), "normalised": config.head.normalised, "dimensions": config.width}
+    if isinstance(config.head, SequenceHead | TokenHead) and config.task in (CLASSIFICATION, TOKEN_CLASSIFICATION):
+        facts |= {"labels": list(label_names(reader)), "problem_type": reader.values.get("problem_type")}
+    return facts

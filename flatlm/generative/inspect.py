@@ -56,7 +56,7 @@ def inspect_file(path: Path) -> Inspection:
 
 def read_manifest(path: Path) -> Mapping[str, Any]:
     """FlatLM's manifest of a file; empty where another tool wrote it."""
-    return inspect_file(path).manifest
+    return read_content(path).manifest
 
 
 def _signature(model: Any, index: int, names: list[str]) -> SignatureSummary:

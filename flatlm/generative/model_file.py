@@ -27,6 +27,8 @@ DECODER = "decoder"
 """The kind of files whose manifest names none."""
 INFILLING = "infilling"
 """Files of decoders that fill blanks: theirs and two inputs more (`convert.signatures.PLACE_INPUTS`)."""
+ENCODER = "encoder"
+_RUN_BY = {ENCODER: "`flatlm predict` reads texts with it"}
 _IDENTIFIER = b"TFL3"
 _BUNDLE_MAGIC = b"LITERTLM"
 _EXTERNAL = 1
@@ -134,7 +136,8 @@ def read_model_file(path: Path) -> ModelFile:
     """The same of a decoder's file, which keeps FlatLM's conventions; RuntimeFileError for anything else."""
     content = read_content(path)
     if content.kind not in (DECODER, INFILLING):
-        raise RuntimeFileError(f"{path} holds an {content.kind}: this runs decoders' files only; `flatlm inspect` shows what is in it")
+        hint = _RUN_BY.get(content.kind, "`flatlm inspect` shows what is in it")
+        raise RuntimeFileError(f"{path} holds an {content.kind}: this runs decoders' files only; {hint}")
     decode, prefill = _conventional(path, content.signatures)
     slots = content.cache_slots or tuple(spec.mask_slots for spec in (decode,) if spec.mask_slots is not None)
     length = _length(content.manifest) or max(slots, default=0)

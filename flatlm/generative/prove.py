@@ -10,6 +10,7 @@ from flatlm.progress import Progress
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest, Prove
 
+_FIGURES = (("mean_kl", "mean KL", ".2e"), ("top1_agreement", "top-1 agreement", ".4f"), ("mean_cosine", "mean cosine", ".6f"))
 WRITE_ALL_THE_SAME = "write it all the same with --no-verify"
 
 
@@ -44,8 +45,10 @@ def prover(
 
 def describe_verification(verification: Mapping[str, Any]) -> str:
     """A line of what `VerificationReport.to_dict` holds."""
-    return (
-        f"{verification['tokens_compared']} tokens against {verification['against']}: max abs error {verification['max_abs_error']:.2e}, "
-        f"mean KL {verification['mean_kl']:.2e}, top-1 agreement {verification['top1_agreement']:.4f}, "
-        f"greedy text equal for {verification['greedy_tokens_equal']} of {verification['greedy_tokens']} tokens"
-    )
+    found = [
+        f"{verification['tokens_compared']} tokens against {verification['against']}: max abs error {verification['max_abs_error']:.2e}",
+        *(f"{what} {verification[key]:{form}}" for key, what, form in _FIGURES if verification.get(key) is not None),
+    ]
+    if verification["greedy_tokens"] is not None:
+        found.append(f"greedy text equal for {verification['greedy_tokens_equal']} of {verification['greedy_tokens']} tokens")
+    return ", ".join(found)

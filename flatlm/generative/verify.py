@@ -38,20 +38,22 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """How far a file is from its reference, over `tokens_compared` next-token distributions.
+    """How far a file is from its reference, over `tokens_compared` tokens.
 
     KL in nats, of the file's distribution from the reference's; `greedy_tokens_equal` of `greedy_tokens` in each side's own greedy text.
+    None: the file gives no distributions, or writes no text. `mean_cosine`: of the vectors that an encoder gives.
     """
 
     against: str
     max_abs_error: float
-    mean_kl: float
-    top1_agreement: float
+    mean_kl: float | None
+    top1_agreement: float | None
     tokens_compared: int
-    greedy_tokens_equal: int
-    greedy_tokens: int
+    greedy_tokens_equal: int | None
+    greedy_tokens: int | None
     bound: Bound
     passed: bool
+    mean_cosine: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,7 +76,11 @@ class VerifyRequest:
     progress: Progress | None = None
 
 
-JUDGES = {"decoder": "flatlm.generative.verify", "infilling": "flatlm.generative.infilling.judge"}
+JUDGES = {
+    "decoder": "flatlm.generative.verify",
+    "encoder": "flatlm.generative.encoders.verify",
+    "infilling": "flatlm.generative.infilling.judge",
+}
 """Which module has the `judge` for a kind of file, as its manifest says it; a file that says nothing is a decoder's."""
 
 

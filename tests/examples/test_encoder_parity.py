@@ -7,13 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from flatlm.convert.worker import CachingCompiler, CompilerHere
+from flatlm.generative.encoders.runner import EncoderRunner
+from flatlm.generative.verify import verify
 from flatlm.layers.encoder import Encoder
+from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.example import build_model
+from flatlm.utilities.exporter import ExportRequest, export
 from tests.examples.cases.encoders import CASES
 from tests.examples.references import Case, make_reference
 
 TOLERANCE = 2e-5
 LENGTH = 20
+ALWAYS = ("bert-masked_lm", "albert-blocks_in_a_group", "roberta-classification")
+"""Exported in the default run too; the others with the slow tests."""
+EXPORTED = [pytest.param(case, id=str(case), marks=() if str(case) in ALWAYS else pytest.mark.slow) for case in CASES if case.exported]
 
 
 def padded_batch(model: Encoder, reference: Any, *, seed: int = 3) -> dict[str, Tensor]:
@@ -65,3 +73,35 @@ def eager_error(reference: Any, directory: Path) -> float:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_eager_outputs_are_transformers(case: Case, tmp_path: Path) -> None:
     assert eager_error(make_reference(case, tmp_path), tmp_path) <= TOLERANCE
+
+
+@torch.inference_mode()
+def exported_error(reference: Any, file: Path) -> float:
+    """The same of a file, for a text of every number of tokens that it reads, each padded to the shortest signature that it fits."""
+    generator, worst = torch.Generator().manual_seed(5), 0.0
+    with EncoderRunner.open(file, threads=1) as runner:
+        for count in range(1, runner.file.longest + 1):
+            tokens = torch.randint(0, runner.file.vocab_size, (1, count), generator=generator)
+            types = torch.randint(0, max(runner.file.token_types, 1), (1, count), generator=generator)
+            expected = expected_outputs(reference, {"tokens": tokens, "mask": torch.ones(1, count), "token_types": types})
+            got = runner.run(tokens[0].tolist(), types[0].tolist())
+            assert expected.keys() == got.keys()
+            worst = max(worst, *(float((values[0] - torch.from_numpy(got[name])).abs().max()) for name, values in expected.items()))
+    return worst
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_exported_files_are_transformers(case: Case, tmp_path: Path) -> None:
+    """In float32 to 1e-4 whatever the padding; in int8 within the recipe's bound."""
+    compiler, checkpoint = CachingCompiler(CompilerHere), tmp_path / "checkpoint"
+    reference = make_reference(case, checkpoint)
+    reports = {}
+    for recipe in ("none", "dynamic_int8"):
+        file = tmp_path / f"{recipe}.tflite"
+        export(ExportRequest(checkpoint, file, get_recipe(recipe), (8, LENGTH)), compiler=compiler)
+        reports[recipe] = verify(file, checkpoint, tokens=200, against="transformers")
+    assert exported_error(reference, tmp_path / "none.tflite") <= 1e-4
+    assert reports["none"].passed, reports["none"]
+    assert reports["none"].tokens_compared >= 200
+    assert reports["dynamic_int8"].passed, reports["dynamic_int8"]
+    assert reports["dynamic_int8"].max_abs_error > 1e-3  # it was rounded

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,10 @@ class Calibrated:
     recipe: Recipe
 
 
-def require_possible(config: ModelConfig, sources: Mapping[str, WeightSource], recipe: Recipe, *, text: bool) -> None:
+def require_possible(config: Any, sources: Mapping[str, WeightSource], recipe: Recipe, *, text: bool) -> None:
     """RecipeError where the recipe's method does not suit the model, or needs text and there is none; before any weight is read."""
+    if not isinstance(config, ModelConfig) and (recipe.method.rotate or recipe.needs_text(sources)):
+        raise RecipeError(f"recipe {recipe.name!r} calibrates, which FlatLM does for decoders alone: choose a recipe that needs no text")
     if recipe.method.rotate:
         reason = obstacle(config)
         kept = [name for name, source in sources.items() if _kept(source, recipe.scheme_for(name, source.shape))]

@@ -39,6 +39,10 @@ class Encoders:
         """`encode_<T>` for each length, by default those of DEFAULT_LENGTHS that the model has positions for. Raises ExportError."""
         if request.kv_cache_len is not None or request.kv_cache_dtype != CacheDtype.FLOAT32 or request.prefill_logits:
             raise ExportError("an encoder has no KV cache and no prefill: leave out --kv-cache-len, --kv-cache-dtype and --prefill-logits")
+        if request.output.suffix == ".litertlm":
+            raise ExportError(
+                f"{request.output}: a bundle is for chats, which LiteRT-LM runs on decoders alone: export an encoder to .tflite"
+            )
         lengths = _lengths(request, config.max_positions)
         return GraphPlan(EncoderGraph(config, lengths), lengths, lengths[-1], facts=_facts(config, request))
 
@@ -58,6 +62,8 @@ def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:
     """What a runner must know beside the signatures: the task, what pads a text, and what the outputs mean."""
     reader = ConfigReader.from_directory(request.checkpoint)
     facts: dict[str, Any] = {"kind": KIND, "task": config.task, "pad_token_id": reader.values.get("pad_token_id") or 0}
+    if config.token_types:
+        facts["token_types"] = config.token_types
     if request.reading.task is not None:
         facts["task_asked"] = request.reading.task
     if isinstance(config.head, EmbeddingHead):

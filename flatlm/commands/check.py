@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.commands import base
-from flatlm.commands.export import add_model_arguments, add_recipe_argument, of_dtype, request_of
+from flatlm.commands.export import add_model_arguments, add_recipe_argument, context_of, request_of
 from flatlm.convert.weights import WeightLayout
 from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
-from flatlm.utilities.calibration.calibrate import with_assumed_ranges
+from flatlm.utilities.calibration.calibrate import require_possible, with_assumed_ranges
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.exporter import ExportPlan, plan_export
 from flatlm.utilities.recipe_file import find_recipe
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         f"{facts['tensors']} tensors used, {len(plan.weights.ignored)} ignored"
         + "".join(f"\n  ignored: {name}" for name in plan.weights.ignored)
     )
-    print(f"KV cache of {shape.context} slots{of_dtype(shape.cache_dtype)}: {base.megabytes(shape.cache_bytes)}\n")
+    context = context_of(shape.context, shape.cache_dtype, shape.cache_bytes > 0)
+    print(f"{context}: {base.megabytes(shape.cache_bytes)}\n" if shape.cache_bytes else f"{context}\n")
     rows = [
         [name, base.megabytes(size), base.megabytes(size + shape.cache_bytes)] if isinstance(size, int) else [name, size, ""]
         for name, size in sizes.items()
@@ -79,6 +80,7 @@ def _layout(plan: ExportPlan, recipe: str) -> WeightLayout | str:
     """The weights by a recipe, or why it does not apply."""
     try:
         weights = plan.weights.weights
+        require_possible(plan.config, weights, RECIPES[recipe], text=True)
         return WeightLayout(weights, with_assumed_ranges(RECIPES[recipe], list(weights)))
     except RecipeError as error:
         return f"does not apply: {error}"

@@ -119,14 +119,20 @@ def export_and_verify(
 def describe(report: "ExportReport") -> str:
     seconds = sum(report.seconds.values())
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items() if value >= 0.05)
+    context = context_of(report.kv_cache_len, report.kv_cache_dtype, "decode" in report.signatures)
     lines = [
         f"{report.output}: {base.megabytes(report.bytes)}, {report.family} of {report.parameters / 1e6:.1f} M, recipe {report.recipe}",
-        f"signatures: {', '.join(report.signatures)}; KV cache of {report.kv_cache_len} slots{of_dtype(report.kv_cache_dtype)}",
+        f"signatures: {', '.join(report.signatures)}; {context}",
         *([f"of the checkpoint's integers: {report.integers}"] if report.integers else []),
         f"{seconds:.1f} s ({stages})",
         "not verified" if report.verification is None else f"verified: {describe_verification(report.verification)}",
     ]
     return "\n".join(lines)
+
+
+def context_of(tokens: int, dtype: str, cached: bool) -> str:
+    """What is said of the longest text, by whether a KV cache holds it."""
+    return f"KV cache of {tokens} slots{of_dtype(dtype)}" if cached else f"texts of up to {tokens} tokens"
 
 
 def of_dtype(dtype: str) -> str:

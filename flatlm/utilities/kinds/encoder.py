@@ -61,7 +61,8 @@ def _lengths(request: "ExportRequest", longest: int) -> tuple[int, ...]:
 def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:
     """What a runner must know beside the signatures: the task, what pads a text, and what the outputs mean."""
     reader = ConfigReader.from_directory(request.checkpoint)
-    facts: dict[str, Any] = {"kind": KIND, "task": config.task, "pad_token_id": reader.values.get("pad_token_id") or 0}
+    facts: dict[str, Any] = {"kind": KIND, "task": config.task, "layers": len(config.layers)}
+    facts["pad_token_id"] = reader.values.get("pad_token_id") or 0
     if config.token_types:
         facts["token_types"] = config.token_types
     if request.reading.task is not None:

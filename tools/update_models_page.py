@@ -8,6 +8,7 @@ from flatlm.errors import RecipeError
 from flatlm.quantize.recipes import RECIPES
 from flatlm.utilities.exporter import ExportPlan
 from flatlm.utilities.kinds.lengths import DEFAULT_CACHE_LENGTH
+from tools.published_encoders import load_published_encoders, plan_encoder, stored_shapes
 from tools.published_models import LONG_CACHE, PublishedModel, cache_bytes, load_published_models, published_plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -36,7 +37,7 @@ def page() -> str:
     heads += [f"KV {DEFAULT_CACHE_LENGTH}", f"KV {LONG_CACHE}", "no rings"]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
     lines += [f"| {' | '.join(_row(model, plan))} |" for model, plan in plans.items()]
-    parts = [INTRODUCTION, _signatures(plans), "\n".join(lines)]
+    parts = [INTRODUCTION, _signatures(plans), "\n".join(lines), _encoders()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,6 +72,26 @@ def _signatures(plans: dict[PublishedModel, ExportPlan]) -> str:
     usual = max(names.values(), key=list(names.values()).count)
     others = "".join(f" `{model}`: {', '.join(own)}." for model, own in names.items() if own != usual)
     return f"Signatures by default: `{'`, `'.join(usual)}`.{others}"
+
+
+def _encoders() -> str:
+    """A section of its own: encoders have no caches, and signatures of their own."""
+    plans = {model: plan_encoder(model, stored_shapes(model)) for model in load_published_encoders()}
+    heads = ["model", "family", "task", "parameters", *(f"file, `{name}`" for name in SHOWN_RECIPES)]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * (len(heads) - 3)]
+    for model, plan in plans.items():
+        files = [_megabytes(_file_bytes(plan, name)) for name in SHOWN_RECIPES]
+        row = [
+            f"[{model}](https://huggingface.co/{model})",
+            plan.family,
+            plan.config.task,
+            f"{plan.weights.parameters() / 1e6:,.1f} M",
+            *files,
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    signatures = next(iter(plans.values())).shape.graph.signatures
+    told = f"Signatures by default: `{'`, `'.join(signatures)}`. The task is the checkpoint's own; `--task embedding` suits any."
+    return "\n\n".join(["## Encoders", told, "\n".join(lines)])
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def judge(request: VerifyRequest) -> VerificationReport:
             raise RuntimeFileError(f"{request.file} was exported for the task {runner.file.task}, not {request.reading.task}")
         reading = replace(request.reading, task=task)
         reference = open_encoder_reference(request.checkpoint, lora=request.lora, reading=reading, against=request.against)
-        tally = _Tally(runner.file.task)
+        tally = Tally(runner.file.task)
         for ids, types in _texts(request, runner):
             tally.add(reference.run(ids, types), runner.run(ids, types), len(ids))
             if request.progress is not None:
@@ -62,7 +62,7 @@ def judge(request: VerifyRequest) -> VerificationReport:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What a file and its reference gave, added up."""
 
     task: str

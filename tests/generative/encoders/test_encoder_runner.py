@@ -14,11 +14,12 @@ from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.encoders.encoder_file import read_encoder_file
 from flatlm.generative.encoders.runner import EncoderRunner
+from flatlm.generative.encoders.verify import Tally
 from flatlm.generative.inspect import inspect_file, read_manifest
 from flatlm.generative.prove import describe_verification
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import VerificationReport, verify
-from flatlm.quantize.recipes import get_recipe
+from flatlm.quantize.recipes import Bound, get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
 from tests.examples.cases.encoders import ALBERT, BERT, DISTILBERT, THREE
@@ -163,6 +164,26 @@ def test_a_checkpoint_for_another_shape_or_task_is_refused(exported: Exported, t
     with pytest.raises(RuntimeFileError, match="was exported for the task classification, not embedding"):
         judged(exported("bert"), reading=Reading(task="embedding"))
     assert judged(exported("bert"), reading=Reading(task="semantic-matching")).passed
+
+
+def test_answers_are_distributions_over_a_texts_tokens() -> None:
+    """Where one starts, and where it ends: what is added to both logits of a token counts, what is added to all tokens' does not."""
+    logits = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    expected = {"logits": logits}
+    tally = Tally("question-answering")
+    tally.add(expected, {"logits": logits + np.float32([[3.0, -3.0]])}, 6)
+    assert tally.mean_kl == pytest.approx(0, abs=1e-9)
+    tally.add(expected, {"logits": logits + np.arange(6, dtype=np.float32)[:, None]}, 6)
+    assert tally.mean_kl is not None
+    assert tally.mean_kl > 0.1
+
+
+def test_numbers_that_are_not_finite_fail() -> None:
+    for task, shape in (("features", (3, 4)), ("classification", (3,)), ("classification", (1,))):
+        tally = Tally(task)
+        tally.add({"logits": np.ones(shape, np.float32)}, {"logits": np.full(shape, np.nan, np.float32)}, 3)
+        assert not tally.within(Bound())
+        assert tally.max_abs_error == float("inf")
 
 
 def test_prompts_need_a_tokenizer_and_room(exported: Exported, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from flatlm.layers.encoder_config import EncoderConfig
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_parts import read_encoder, read_parts
 from flatlm.utilities.encoder_tasks import HeadStyle, read_head
-from flatlm.utilities.example import build_model, define_and_run
+from flatlm.utilities.example import build_model
 from flatlm.utilities.registry import ConfigBuilder
 from flatlm.utilities.tensor_names import HeadNames, TensorNames
 
-__all__ = ["TENSOR_NAMES", "BertConfigBuilder", "build_model", "define_and_run"]
+__all__ = ["TENSOR_NAMES", "BertConfigBuilder", "build_model"]
 
 TENSOR_NAMES = TensorNames(
     embedding="bert.embeddings.word_embeddings",

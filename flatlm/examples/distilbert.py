@@ -11,11 +11,11 @@ from flatlm.utilities.config_parts import ACTIVATIONS
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_parts import EncoderParts
 from flatlm.utilities.encoder_tasks import HeadStyle, read_head
-from flatlm.utilities.example import build_model, define_and_run
+from flatlm.utilities.example import build_model
 from flatlm.utilities.registry import ConfigBuilder
 from flatlm.utilities.tensor_names import HeadNames, TensorNames
 
-__all__ = ["TENSOR_NAMES", "DistilBertConfigBuilder", "build_model", "define_and_run"]
+__all__ = ["TENSOR_NAMES", "DistilBertConfigBuilder", "build_model"]
 
 TENSOR_NAMES = TensorNames(
     embedding="distilbert.embeddings.word_embeddings",

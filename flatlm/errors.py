@@ -16,6 +16,10 @@ class ConfigError(FlatlmError):
     """A model configuration is unreadable, unsupported, or has a key that would change the numbers and was not read."""
 
 
+class CustomModelError(FlatlmError):
+    """A file with a user's own model cannot be loaded, or what it describes cannot be, with this checkpoint."""
+
+
 class RecipeError(FlatlmError):
     """A quantization recipe is unknown, or does not fit a weight's shape."""
 

@@ -31,6 +31,7 @@ def run_verb(verb: str, summary: str, arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
+    _settle_checkpoint(parser, args)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         status: int = module.run(args)
@@ -77,6 +78,22 @@ def comma_separated_lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 128,512") from None
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser, description: str) -> None:
+    """The checkpoint, in its place or after -p; `args.checkpoint` either way."""
+    parser.add_argument("checkpoint", type=Path, nargs="?", help=description)
+    parser.add_argument("-p", type=Path, dest="checkpoint_option", metavar="DIR", help="the same: another way to give the checkpoint")
+
+
+def _settle_checkpoint(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits where `add_checkpoint_argument` was given two checkpoints, or none."""
+    if "checkpoint_option" in args:
+        if args.checkpoint is not None and args.checkpoint_option is not None:
+            parser.error(f"there are two checkpoints, {args.checkpoint} and -p {args.checkpoint_option}: give one")
+        args.checkpoint = args.checkpoint or args.checkpoint_option
+        if args.checkpoint is None:
+            parser.error("the following arguments are required: checkpoint, or -p DIR")
 
 
 def add_reading_arguments(parser: argparse._ActionsContainer) -> None:

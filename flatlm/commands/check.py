@@ -16,7 +16,7 @@ from flatlm.utilities.recipe_file import find_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
+    base.add_checkpoint_argument(parser, "directory with config.json, weights and tokenizer, or a .gguf file")
     add_recipe_argument(parser)
     add_model_arguments(parser)
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument("--max-tokens", type=int, metavar="N", help="stop when so many have been foretold")
     reference = parser.add_argument_group("reference")
-    reference.add_argument("--checkpoint", type=Path, metavar="DIR", help="compare with the checkpoint on the same tokens")
+    reference.add_argument("-p", "--checkpoint", type=Path, metavar="DIR", help="compare with the checkpoint on the same tokens")
     reference.add_argument("--lora", type=Path, metavar="DIR", help="the LoRA adapter that was merged into the file")
     base.add_reading_arguments(reference)
     reference.add_argument("--against", choices=("transformers", "eager"), help="the reference (transformers, where installed)")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """All of them but the recipe."""
-    parser.add_argument("checkpoint", type=Path, help="directory with config.json, weights and tokenizer, or a .gguf file")
+    base.add_checkpoint_argument(parser, "directory with config.json, weights and tokenizer, or a .gguf file")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="OUT.tflite or OUT.litertlm; the suffix says the format"
     )

@@ -10,7 +10,7 @@ from flatlm.generative.verify import DEFAULT_TOKENS, verify
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
-    parser.add_argument("checkpoint", type=Path, help="the checkpoint that it came from")
+    base.add_checkpoint_argument(parser, "the checkpoint that it came from")
     parser.add_argument("--lora", type=Path, metavar="DIR", help="the LoRA adapter that was merged into it")
     base.add_reading_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text to begin with; may be given several times")

@@ -31,6 +31,7 @@ from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.digests import file_digest
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.table import kind_of
 from flatlm.utilities.loader import LoadPlan, ModelLoader
@@ -263,9 +264,17 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore,
         "ignored_tensors": list(plan.weights.ignored),
         "ignored_config_keys": list(request.reading.ignored_config_keys),
         **plan.shape.facts,
+        **_custom(request.reading),
         **({"integers": plan.layout.carry.to_dict()} if plan.layout.carry else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def _custom(reading: Reading) -> dict[str, Any]:
+    """The file whose code is the model, if one is."""
+    if reading.custom is None:
+        return {}
+    return {"custom": {"file": reading.custom.name, "sha256": file_digest(reading.custom)}}
 
 
 def _tokenizer(checkpoint: Path) -> dict[str, str]:

@@ -231,6 +231,9 @@ FAMILIES = (
     ),
 )
 
+CUSTOM_FILES = "flatlm.authoring.custom_file"
+"""What reads a model from a file that the user has named: it lies above, and is imported when there is such a file."""
+
 _NO_GENERATOR = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """How the architectures end of models that do not generate text; GPT2LMHeadModel and its like do."""
 
@@ -309,7 +312,10 @@ def build_config(directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, t
     """Read a checkpoint's config.json into the model's configuration, and say which builder did. Raises ConfigError."""
     reader = ConfigReader.from_directory(directory)
     reader.task = reading.task
-    builder = find_builder(reader, family=reading.family)
+    if reading.custom is not None:
+        builder = importlib.import_module(CUSTOM_FILES).custom_builder(reading.custom)
+    else:
+        builder = find_builder(reader, family=reading.family)
     config = builder.build(reader, directory)
     if reading.task is not None and not reader.task_heeded:
         raise ConfigError(f"--task {reading.task}: models of the family {builder.family} have no choice of heads: leave it out")

@@ -8,6 +8,7 @@ from flatlm.utilities.kinds.kind import ModelKind
 KINDS = {
     "ModelConfig": "flatlm.utilities.kinds.decoder:Decoders",
     "EncoderConfig": "flatlm.utilities.kinds.encoder:Encoders",
+    "FlowConfig": "flatlm.authoring.compute_graph.kind:Flows",
 }
 
 

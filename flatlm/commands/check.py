@@ -1,7 +1,6 @@
 """flatlm check CHECKPOINT"""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from flatlm.commands import base

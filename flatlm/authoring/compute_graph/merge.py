@@ -1,14 +1,28 @@
 """Fewer, larger products: those that read one value become one with its rows, and a gate with its branch one gated feed-forward.
 
-What neither the result nor a cache depends on is dropped. As fastllm's optimiser does (graph.cpp), of which only neighbours are merged.
+Queries and keys turn in one go. What neither the result nor a cache depends on is dropped. As fastllm's optimiser does (graph.cpp), of which only neighbours are merged.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from itertools import pairwise
 
 from flatlm.authoring.compute_graph.flow import Flow
-from flatlm.authoring.compute_graph.nodes import Activated, Attended, Columns, Gated, Lookup, Multiplied, Node, Product, Sum
+from flatlm.authoring.compute_graph.nodes import (
+    Activated,
+    Attended,
+    Columns,
+    Gated,
+    Heads,
+    Lookup,
+    Multiplied,
+    Node,
+    Product,
+    SomeHeads,
+    Sum,
+    Turned,
+)
 
 
 class Part(StrEnum):
@@ -24,6 +38,7 @@ def merge(flow: Flow) -> Flow:
     shapes = list(flow.shapes)
     nodes = _fuse_gates(nodes, shapes, flow.logits)
     nodes = _merge_products(nodes, shapes, flow.logits)
+    nodes = _turn_together(nodes, shapes)
     return Flow(nodes, shapes, flow.logits)
 
 
@@ -40,7 +55,7 @@ def parts(nodes: Sequence[Node]) -> dict[int, Part]:
         if value not in found and not isinstance(by_output[value], Sum | Lookup | Attended):
             found.add(value)
             ahead += by_output[value].inputs
-    behind = [node for node in nodes if isinstance(node, Attended)]
+    behind: list[Node] = [node for node in nodes if isinstance(node, Attended)]
     while behind:
         node = behind.pop()
         found.add(node.output)
@@ -107,6 +122,35 @@ def _merge_products(nodes: list[Node], shapes: list[tuple[int, ...]], logits: in
             stop = start + product.out_features
             replaced.setdefault(product.output, []).append(Columns((merged.output,), product.output, start, stop))
             start = stop
+    return [new for node in nodes for new in replaced.get(node.output, [node])]
+
+
+def _turn_together(nodes: list[Node], shapes: list[tuple[int, ...]]) -> list[Node]:
+    """Heads that turn alike, and lie side by side in one product, as queries and keys do: turned in one go."""
+    by_output, readers = {node.output: node for node in nodes}, readers_of(nodes)
+    ways: list[tuple[Turned, Heads, Columns]] = []
+    for node in nodes:
+        heads = by_output[node.inputs[0]] if isinstance(node, Turned) else None
+        columns = by_output[heads.inputs[0]] if isinstance(heads, Heads) else None
+        if isinstance(node, Turned) and isinstance(heads, Heads) and isinstance(columns, Columns):
+            if len(readers[heads.output]) == len(readers[columns.output]) == 1:
+                ways.append((node, heads, columns))
+    replaced: dict[int, list[Node]] = {}
+    for (turned, heads, columns), (other, more, beside) in pairwise(ways):
+        alike = columns.inputs == beside.inputs and turned.turning == other.turning and heads.width == more.width
+        if not alike or columns.stop != beside.start or turned.output in replaced:
+            continue
+        count, width = heads.count + more.count, heads.width
+        first = len(shapes)
+        shapes += [(count * width,), (count, width), (count, width)]
+        replaced |= {node.output: [] for node in (heads, columns, more, beside)}
+        replaced[turned.output] = [
+            Columns(columns.inputs, first, columns.start, beside.stop),
+            Heads((first,), first + 1, count, width),
+            Turned((first + 1,), first + 2, turned.turning),
+            SomeHeads((first + 2,), turned.output, 0, heads.count),
+        ]
+        replaced[other.output] = [SomeHeads((first + 2,), other.output, heads.count, count)]
     return [new for node in nodes for new in replaced.get(node.output, [node])]
 
 

@@ -20,6 +20,7 @@ from flatlm.authoring.compute_graph.nodes import (
     Node,
     Normed,
     Product,
+    SomeHeads,
     Sum,
     Turned,
     Turning,
@@ -114,6 +115,8 @@ class FlowModel(nn.Module):
                 return self._module(node, layer)(inputs[0])  # type: ignore[no-any-return]
             case Columns(start=start, stop=stop):
                 return inputs[0][..., start:stop]
+            case SomeHeads(start=start, stop=stop):
+                return inputs[0][..., start:stop, :]
             case Heads(count=count, width=width):
                 return inputs[0].reshape(*inputs[0].shape[:-1], count, width)
             case Turned(turning=turning):

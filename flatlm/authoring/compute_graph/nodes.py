@@ -80,6 +80,14 @@ class Heads(Node):
 
 
 @dataclass(frozen=True)
+class SomeHeads(Node):
+    """Heads [start, stop) of [heads, H]."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Turning:
     """Which rotation: `pairs` entries i of a head turn with entries i + H/2, as far as `rope` turns them; the others stay."""
 

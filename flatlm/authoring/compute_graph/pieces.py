@@ -136,6 +136,6 @@ def _caches(segment: Segment, given: dict[str, Tensor]) -> dict[str, Cache]:
     caches: dict[str, Cache] = {}
     for index, node in enumerate(segment.attended):
         kind = QuantizedCache if f"kv_cache_k_of_{index}_scale" in given else KVCache
-        names = cache_names(kind(*kind._fields), f"of_{index}")  # type: ignore[arg-type, call-arg]
+        names = cache_names(kind(*kind._fields), f"of_{index}")
         caches[node.cache] = kind(*(given[name] for name in names))
     return caches

@@ -21,6 +21,7 @@ from flatlm.authoring.compute_graph.nodes import (
     Node,
     Normed,
     Product,
+    SomeHeads,
     Tensors,
     Turned,
     Weighted,
@@ -111,6 +112,6 @@ class _Names:
 
     def _origin(self, value: int) -> int:
         """The product's output that heads were made of."""
-        while isinstance(self._writer[value], Columns | Heads | Turned | Normed):
+        while isinstance(self._writer[value], Columns | Heads | SomeHeads | Turned | Normed):
             (value,) = self._writer[value].inputs
         return value

@@ -1,6 +1,7 @@
 """Fewer, larger products: those that read one value become one with its rows, and a gate with its branch one gated feed-forward.
 
-Queries and keys turn in one go. What neither the result nor a cache depends on is dropped. As fastllm's optimiser does (graph.cpp), of which only neighbours are merged.
+Queries and keys turn in one go. What neither the result nor a cache depends on is dropped. fastllm's optimiser (graph.cpp) merges
+products too, where they are neighbours.
 """
 
 from collections.abc import Iterable, Sequence
@@ -130,11 +131,12 @@ def _turn_together(nodes: list[Node], shapes: list[tuple[int, ...]]) -> list[Nod
     by_output, readers = {node.output: node for node in nodes}, readers_of(nodes)
     ways: list[tuple[Turned, Heads, Columns]] = []
     for node in nodes:
-        heads = by_output[node.inputs[0]] if isinstance(node, Turned) else None
-        columns = by_output[heads.inputs[0]] if isinstance(heads, Heads) else None
-        if isinstance(node, Turned) and isinstance(heads, Heads) and isinstance(columns, Columns):
-            if len(readers[heads.output]) == len(readers[columns.output]) == 1:
-                ways.append((node, heads, columns))
+        before = by_output[node.inputs[0]] if isinstance(node, Turned) else node
+        match node, before, by_output[before.inputs[0]] if before.inputs else before:
+            case Turned() as turned, Heads() as heads, Columns() as columns if (
+                len(readers[heads.output]) == len(readers[columns.output]) == 1
+            ):
+                ways.append((turned, heads, columns))
     replaced: dict[int, list[Node]] = {}
     for (turned, heads, columns), (other, more, beside) in pairwise(ways):
         alike = columns.inputs == beside.inputs and turned.turning == other.turning and heads.width == more.width

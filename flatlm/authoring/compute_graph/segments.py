@@ -117,8 +117,9 @@ def layers_of(nodes: Sequence[Node]) -> list[int | None]:
             own = {int(node.cache)}
         before = layers[-1] if layers else None
         layers.append(before if not own else own.pop() if len(own) == 1 else None)
-    met = [layer for layer, _ in groupby(layers) if layer is not None]
-    return layers if met == caches else [None] * len(nodes)
+    runs = [layer for layer, _ in groupby(layers)]
+    between = runs[runs[0] is None : len(runs) - (runs[-1] is None)]
+    return layers if prefixes and between == caches else [None] * len(nodes)
 
 
 def _tensors(node: Node) -> Tensors:

@@ -10,6 +10,7 @@ from flatlm.convert.atomic_file import atomic_output
 from flatlm.convert.worker import CachingCompiler
 from flatlm.errors import ExportError, OutputError, TextError
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
+from flatlm.layers.config import ModelConfig
 from flatlm.progress import Progress
 from flatlm.quantize.knapsack import Choice, Option, front, within
 from flatlm.quantize.recipes import Recipe, get_recipe
@@ -120,7 +121,9 @@ def tune(
 
 
 def _require_possible(plan: ExportPlan, budget: Budget, schemes: Sequence[str]) -> None:
-    """ExportError where even the smallest choice is beyond the budget; before anything is measured."""
+    """ExportError where even the smallest choice is beyond the budget, or the model is no decoder; before anything is measured."""
+    if not isinstance(plan.config, ModelConfig):
+        raise ExportError(f"a search tries the blocks of a decoder of FlatLM's own, which {plan.family} is not: export it by a recipe")
     sources = plan.weights.weights
     least = _outside_units(plan) + sum(
         min(size(unit, scheme, sources) for scheme in possible(unit, schemes, sources)) for unit in units(plan.config)

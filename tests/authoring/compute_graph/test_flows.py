@@ -20,6 +20,9 @@ from flatlm.convert.weights import WeightLayout
 from flatlm.layers.config import CacheDtype
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.reading import Reading
+from flatlm.utilities.registry import build_config
+from flatlm.utilities.slots import model_slots
 from tests.authoring.compute_graph.odd_model import CONFIG, Odd, V, parameters, random_tensors, reference, shapes
 from tests.examples.test_parity import logits_in_steps
 from tests.models import Signatures, largest_difference, random_inputs, run_eager
@@ -159,3 +162,13 @@ def test_smaller_caches_are_as_the_decoders(tmp_path: Path) -> None:
     for dtype, bound in ((CacheDtype.FLOAT16, 0.02), (CacheDtype.INT8, 0.3)):
         error = float((logits_in_steps(loaded(odd(), cache=dtype), ids, [1] * 12) - exact).abs().max())
         assert 0 < error < bound * float(exact.std()), (dtype, error)
+
+
+def test_a_written_llama_has_the_weights_of_the_familys_own(shared: Path) -> None:
+    """Name for name, tensor for tensor, row for row: recipes written for one are recipes for the other."""
+    checkpoint = shared / "checkpoints" / "stories260K"
+    written = build_config(checkpoint, Reading(custom=HERE.parent / "custom" / "llama_written.py"))[0]
+    own, builder = build_config(checkpoint)
+    slots = {slot.name: slot.parts for slot in model_slots(own, builder.tensor_names)}
+    assert {slot.name: slot.parts for slot in written.slots} == slots
+    assert len(slots) > 20

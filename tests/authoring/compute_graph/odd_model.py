@@ -15,8 +15,8 @@ SCALE = 0.3
 
 
 class Odd(ComputeGraph):
-    """Learned positions beside partial rotation; norms of heads; residuals that are scaled; a gate written the other way round; a plain
-    branch from the same norm, with biases; a tied head with a bias; results that nothing depends on.
+    """Learned positions, which every layer reads, beside partial rotation; norms of heads; residuals that are scaled; a gate written the
+    other way round; a plain branch from the same norm, with biases; a tied head with a bias; results that nothing depends on.
     """
 
     ignored_tensors = ("*.inv_freq",)
@@ -54,6 +54,7 @@ class Odd(ComputeGraph):
             self.Linear(data["up"], own[".down"], None, data["down"])
             self.MulTo(data["down"], data["down"])
             self.AddTo(data["x"], data["down"])
+            self.AddTo(data["x"], data["positions"], 0.1)
         self.SplitLastTokenStates(data["x"], data["seqLens"], data["last"])
         self.RMSNorm(data["last"], weight["norm"], 1e-5, data["last"])
         self.Linear(data["last"], weight["lm_head"], weight["lm_head.bias"], data["logits"])
@@ -93,7 +94,7 @@ def reference(tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
         x = x + 0.25 * mixed
         gate = x @ own["gate"].T
         down = ((x @ own["up"].T) * (gate * torch.sigmoid(gate))) @ own["down"].T
-        x = x + down * down
+        x = x + down * down + 0.1 * tensors["wpe"][: len(ids)]
     return _norm(x, tensors["norm"], 1e-5) @ tensors["wte"].T + tensors["lm_head.bias"]
 
 

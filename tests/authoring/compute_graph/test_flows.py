@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flatlm.authoring.compute_graph.builder import build_flow
+from flatlm.authoring.compute_graph.calls import DataName, WeightName
 from flatlm.authoring.compute_graph.config import FlowConfig
 from flatlm.authoring.compute_graph.graph import FlowGraph
 from flatlm.authoring.compute_graph.model import FlowModel, build_on_meta
@@ -127,6 +128,31 @@ def test_names_without_numbers_make_one_segment() -> None:
     modules = [node.module for node in nodes(config) if isinstance(node, Weighted)]
     assert len(set(modules)) == len(modules)  # where a better name was taken, the tensor's own
     assert {"norm", "h_1_norm", "h_2_o", "lm_head"} <= set(modules)
+
+
+def test_a_bias_that_the_checkpoint_lacks_is_none_and_keeps_its_product_apart() -> None:
+    tensors = {name: value for name, value in random_tensors().items() if not name.endswith(".v.bias")}
+    config = build_flow(Odd, CONFIG, {name: tuple(value.shape) for name, value in tensors.items()}, HERE)
+    model = build_on_meta(config, CacheGeometry(32, 4))
+    model.load_state_dict(parameters(model, tensors), strict=False, assign=True)
+    model.tie()
+    ids = torch.arange(12, dtype=torch.int32)[None]
+    zeros = {f"h.{layer}.v.bias": torch.zeros(shapes()["h.0.v.bias"]) for layer in range(CONFIG["layers"])}
+    assert float((logits_in_steps(model, ids, [12]) - reference({**tensors, **zeros}, ids[0].long())).abs().max()) <= 1e-4
+    merged = {slot.name: [part.tensor for part in slot.parts] for slot in config.slots}
+    assert merged["blocks.0.attention.k_q.weight"] == ["h.0.k.weight", "h.0.q.weight"]
+    assert merged["blocks.0.attention.v.weight"] == ["h.0.v.weight"] and "blocks.0.attention.v.bias" not in merged
+
+
+def test_a_weight_that_all_layers_share_makes_one_segment() -> None:
+    class Shared(Odd):
+        def RMSNorm(self, x: DataName, weight: WeightName, eps: float, output: DataName) -> None:  # noqa: N802
+            shared = self.weight["norm"] if weight.name.endswith(".norm") else weight
+            super().RMSNorm(x, shared, eps, output)
+
+    config = build_flow(Shared, CONFIG, shapes(), HERE)
+    assert len(config.chart.kinds) == 1
+    assert [slot.name for slot in config.slots].count("norm.weight") == 1
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ is, in `attention` or in `feed_forward`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from flatlm.authoring.compute_graph.flow import Flow
 from flatlm.authoring.compute_graph.merge import Part, parts, readers_of
@@ -73,7 +74,7 @@ class _Names:
         return replace(named, has_bias=bool(node.bias), tied_to=tied_to) if isinstance(named, Product) else named
 
     def _paths(self, node: Weighted, layer: int | None) -> Iterator[str]:
-        """What its module could be called, the best first; the last is no other's."""
+        """What its module could be called, the best first, without end."""
         prefix = "" if layer is None else f"blocks.{layer}."
         role = self._role(node, layer)
         if role is not None:
@@ -83,7 +84,9 @@ class _Names:
         stems = [tensor.removesuffix(".weight") for tensor in node.weight]
         for parts_of_names in ([stem.rsplit(".")[-1] for stem in stems], [stem.replace(".", "_") for stem in stems]):
             own = "_".join(parts_of_names)
-            yield prefix + half + (own if own.endswith(suffix) else f"{own}_{suffix}")
+            own = prefix + half + (own if own.endswith(suffix) else f"{own}_{suffix}")
+            yield own
+        yield from (f"{own[: len(own) - len(suffix)]}{number}{suffix and '_'}{suffix}" for number in count(2))
 
     def _role(self, node: Weighted, layer: int | None) -> str | None:
         if isinstance(node, Lookup):

@@ -15,8 +15,8 @@ SCALE = 0.3
 
 
 class Odd(ComputeGraph):
-    """Learned positions, which every layer reads, beside partial rotation; norms of heads; residuals that are scaled; a gate written the
-    other way round; a plain branch from the same norm, with biases; a tied head with a bias; results that nothing depends on.
+    """Learned positions, which every layer reads, and what only the end reads again; partial rotation; norms of heads; residuals that are
+    scaled; a gate written the other way round; a plain branch of the same norm, with biases; a tied head with a bias; and more for nothing.
     """
 
     ignored_tensors = ("*.inv_freq",)
@@ -27,6 +27,7 @@ class Odd(ComputeGraph):
         self.Embedding(data["inputIds"], weight["wte"], data["x"])
         self.Embedding(data["positionIds"], weight["wpe"], data["positions"])
         self.AddTo(data["x"], data["positions"], 0.5)
+        self.Silu(data["x"], data["first"])
         for i in range(config["layers"]):
             own = weight["h."][i]
             self.RMSNorm(data["x"], own[".norm"], "1e-6", data["read"])
@@ -55,8 +56,9 @@ class Odd(ComputeGraph):
             self.MulTo(data["down"], data["down"])
             self.AddTo(data["x"], data["down"])
             self.AddTo(data["x"], data["positions"], 0.1)
+        self.RMSNorm(data["x"], weight["norm"], 1e-5, data["x"])
+        self.AddTo(data["x"], data["first"])
         self.SplitLastTokenStates(data["x"], data["seqLens"], data["last"])
-        self.RMSNorm(data["last"], weight["norm"], 1e-5, data["last"])
         self.Linear(data["last"], weight["lm_head"], weight["lm_head.bias"], data["logits"])
 
 
@@ -79,6 +81,7 @@ def random_tensors(seed: int = 0) -> dict[str, Tensor]:
 def reference(tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
     """Logits [T, V] for ids [T]."""
     x = tensors["wte"][ids] + 0.5 * tensors["wpe"][: len(ids)]
+    first = x * torch.sigmoid(x)
     for i in range(CONFIG["layers"]):
         own = {name.removeprefix(f"h.{i}."): value for name, value in tensors.items() if name.startswith(f"h.{i}.")}
         read = _norm(x, own["norm"], 1e-6)
@@ -95,7 +98,7 @@ def reference(tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
         gate = x @ own["gate"].T
         down = ((x @ own["up"].T) * (gate * torch.sigmoid(gate))) @ own["down"].T
         x = x + down * down + 0.1 * tensors["wpe"][: len(ids)]
-    return _norm(x, tensors["norm"], 1e-5) @ tensors["wte"].T + tensors["lm_head.bias"]
+    return (_norm(x, tensors["norm"], 1e-5) + first) @ tensors["wte"].T + tensors["lm_head.bias"]
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -39,9 +39,9 @@ def odd(*, stamped: bool = True, layers: int = CONFIG["layers"]) -> FlowConfig:
     return build_flow(Odd, {**CONFIG, "layers": layers}, known, HERE, stamped=stamped)
 
 
-def loaded(config: FlowConfig, *, cache: CacheDtype = CacheDtype.FLOAT32, seed: int = 0) -> FlowModel:
+def loaded(config: FlowConfig, *, cache: CacheDtype = CacheDtype.FLOAT32, tensors: dict[str, torch.Tensor] | None = None) -> FlowModel:
     model = build_on_meta(config, CacheGeometry(32, 4, cache))
-    model.load_state_dict(parameters(model, random_tensors(seed)), strict=False, assign=True)
+    model.load_state_dict(parameters(model, tensors or random_tensors()), strict=False, assign=True)
     model.tie()
     return model.requires_grad_(False)
 
@@ -133,9 +133,7 @@ def test_names_without_numbers_make_one_segment() -> None:
 def test_a_bias_that_the_checkpoint_lacks_is_none_and_keeps_its_product_apart() -> None:
     tensors = {name: value for name, value in random_tensors().items() if not name.endswith(".v.bias")}
     config = build_flow(Odd, CONFIG, {name: tuple(value.shape) for name, value in tensors.items()}, HERE)
-    model = build_on_meta(config, CacheGeometry(32, 4))
-    model.load_state_dict(parameters(model, tensors), strict=False, assign=True)
-    model.tie()
+    model = loaded(config, tensors=tensors)
     ids = torch.arange(12, dtype=torch.int32)[None]
     zeros = {f"h.{layer}.v.bias": torch.zeros(shapes()["h.0.v.bias"]) for layer in range(CONFIG["layers"])}
     assert float((logits_in_steps(model, ids, [12]) - reference({**tensors, **zeros}, ids[0].long())).abs().max()) <= 1e-4

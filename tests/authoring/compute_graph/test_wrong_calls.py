@@ -68,6 +68,11 @@ def widened(g: ComputeGraph) -> None:
     g.Linear(g.data["x"], g.weight["up.weight"], None, g.data["y"])
 
 
+def split(g: ComputeGraph) -> None:
+    """Y [1, 1, 32] from x."""
+    g.SplitLastTokenStates(g.data["x"], g.data["seqLens"], g.data["y"])
+
+
 def two(second: Callable[[ComputeGraph], None]) -> Callable[[ComputeGraph], None]:
     """The call, after an embedding into x [1, T, 32]."""
 
@@ -118,6 +123,18 @@ WRONG = {
     "last": (
         two(lambda g: (g.SplitLastTokenStates(g.data["x"], g.data["seqLens"], g.data["y"]), g.MulTo(g.data["x"], g.data["y"]))),
         'data["x"] is [1, T, 32], data["y"] [1, 1, 32]: only equal shapes can be multiplied',
+    ),
+    "last_of_a_product": (
+        two(lambda g: (split(g), g.Linear(g.data["y"], g.weight["o.weight"], None, g.data["z"]), g.AddTo(g.data["z"], g.data["x"]))),
+        'data["z"] is [1, 1, 32], data["x"] [1, T, 32]: only equal shapes can be added',
+    ),
+    "last_of_a_norm": (
+        two(lambda g: (split(g), g.RMSNorm(g.data["y"], g.weight["norm.weight"], 1e-5, g.data["z"]), g.AddTo(g.data["z"], g.data["x"]))),
+        'data["z"] is [1, 1, 32], data["x"] [1, T, 32]',
+    ),
+    "last_of_heads": (
+        two(lambda g: (split(g), g.ExpandHead(g.data["y"], 8), attend(g, q=g.data["y"]))),
+        'data["y"] holds the last token only: positions and caches need all of them',
     ),
     "heads": (
         two(lambda g: g.ExpandHead(g.data["x"], 5)),

@@ -65,6 +65,12 @@ def test_the_command_line_exports_and_proves_a_flow(recipe: str, tmp_path: Path,
         assert report["greedy_tokens_equal"] == report["greedy_tokens"] == 32
     else:
         assert report["mean_kl"] > 0  # it was rounded
+    assert main(["inspect", str(out), "--json"]) == 0
+    signatures = {each["name"]: each["operators"] for each in json.loads(capsys.readouterr().out)["signatures"]}
+    layers = LLAMA_BASE["num_hidden_layers"]
+    assert signatures["decode"]["FULLY_CONNECTED"] == 4 * layers + 1  # qkv, output, gate_up and down; the head
+    assert signatures["decode"]["LOGISTIC"] == signatures["decode"]["SOFTMAX"] == layers
+    assert signatures["decode"]["EMBEDDING_LOOKUP"] == 1
     manifest = json.loads((tmp_path / "out.tflite.manifest.json").read_text())
     assert manifest["custom"] == {"file": QWEN2.name, "sha256": hashlib.sha256(QWEN2.read_bytes()).hexdigest()}
     assert manifest["family"] == "Qwen2Written"

@@ -64,7 +64,7 @@ def decoder_plans(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[
             rope, at = contexts.rope_index(attention), contexts.place_index(attention)
             bind = {"mask": f"mask_{contexts.mask_index(attention)}", **{name: f"{name}_{at}" for name in PLACE_NAMES}}
             bind |= {"cos": f"cos_{rope}", "sin": f"sin_{rope}"}
-            bind |= dict(zip(_cache_tensors(layers[layer]), cache_names(layers[layer], layer), strict=True))
+            bind |= dict(zip(cache_tensors(layers[layer]), cache_names(layers[layer], layer), strict=True))
             steps += _block_steps(f"{spec.name}/block_{kinds.index(block)}", layer, bind, block, conditional=spec.tokens == 1)
         if spec.logits:
             steps.append(Step(f"{spec.name}/epilogue"))
@@ -121,12 +121,12 @@ def _place_of(tensors: dict[str, Tensor]) -> Placement:
     return RingSlots(tensors["ring"]) if "ring" in tensors else CacheSlots(tensors["slots_k"], tensors["slots_v"])
 
 
-def _cache_tensors(cache: Cache) -> dict[str, Tensor]:
+def cache_tensors(cache: Cache) -> dict[str, Tensor]:
     """A cache's tensors, by what the blocks call them."""
     return {f"cache_{name}": tensor for name, tensor in cache._asdict().items()}
 
 
-def _cache_of(tensors: dict[str, Tensor]) -> Cache:
+def cache_of(tensors: dict[str, Tensor]) -> Cache:
     kind = QuantizedCache if "cache_k_scale" in tensors else KVCache
     return kind(*(tensors[f"cache_{name}"] for name in kind._fields))
 
@@ -159,7 +159,7 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
     inputs = {
         "x": torch.zeros(1, tokens, model.config.embedding_dim),
         "mask": torch.zeros(*heads, tokens, slots),
-        **_cache_tensors(empty_cache(attention, model.geometry)),
+        **cache_tensors(empty_cache(attention, model.geometry)),
         **_place_tensors(place(torch.arange(tokens, dtype=torch.int32), slots, model.geometry.length)),
     }
     if attention.rope is not None:
@@ -169,8 +169,8 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
         return StepContext((rest["cos"], rest["sin"]) if "cos" in rest else None, mask, _place_of(rest))
 
     def whole(x: Tensor, mask: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        x, cache = block(x, context(mask, rest), _cache_of(rest))
-        return {"x": x, **_cache_tensors(cache)}
+        x, cache = block(x, context(mask, rest), cache_of(rest))
+        return {"x": x, **cache_tensors(cache)}
 
     mixture = block.feed_forward
     name = f"{spec.name}/block_{kind}"
@@ -178,9 +178,9 @@ def _block(model: Decoder, spec: SignatureSpec, kind: int) -> list[Piece]:
         return [Piece(name, whole, inputs)]
 
     def attend(x: Tensor, mask: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        x, read, cache = block.attend(x, context(mask, rest), _cache_of(rest))
+        x, read, cache = block.attend(x, context(mask, rest), cache_of(rest))
         weights = mixture.weights(read)
-        out = {"x": x, "read": read, "mixed": read * 0.0, **_cache_tensors(cache)}
+        out = {"x": x, "read": read, "mixed": read * 0.0, **cache_tensors(cache)}
         for expert in range(mixture.config.num_experts):
             out[f"weight_{expert}"] = weights[..., expert : expert + 1]
             if tokens == 1:

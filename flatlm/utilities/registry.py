@@ -154,6 +154,34 @@ FAMILIES = (
     FamilyRecord("olmo2", "flatlm.examples.olmo2", ("Olmo2ForCausalLM",), "transformers.Olmo2ForCausalLM", "OLMo 2 1B, 7B, 13B, 32B"),
     FamilyRecord("olmo3", "flatlm.examples.olmo3", ("Olmo3ForCausalLM",), "transformers.Olmo3ForCausalLM", "OLMo 3 7B, 32B"),
     FamilyRecord(
+        "t5",
+        "flatlm.examples.t5",
+        ("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+        "transformers.T5ForConditionalGeneration",
+        "T5, T5 v1.1, Flan-T5, ByT5, CodeT5+ 220M and 770M",
+    ),
+    FamilyRecord(
+        "mt5",
+        "flatlm.examples.mt5",
+        ("MT5ForConditionalGeneration",),
+        "transformers.MT5ForConditionalGeneration",
+        "mT5, mT0",
+    ),
+    FamilyRecord(
+        "bart",
+        "flatlm.examples.bart",
+        ("BartForConditionalGeneration", "BartModel"),
+        "transformers.BartForConditionalGeneration",
+        "BART base, large, CNN, XSum",
+    ),
+    FamilyRecord(
+        "mbart",
+        "flatlm.examples.mbart",
+        ("MBartForConditionalGeneration",),
+        "transformers.MBartForConditionalGeneration",
+        "mBART-25, mBART-50",
+    ),
+    FamilyRecord(
         "openelm", "flatlm.examples.openelm", ("OpenELMForCausalLM",), "apple/OpenELM's modeling_openelm.py", "OpenELM 270M to 3B"
     ),
     FamilyRecord(

@@ -36,6 +36,7 @@ class TensorNames:
     embedding: str
     final_norm: str
     lm_head: str = "lm_head"
+    logits_bias: str | None = None
     position_embedding: str | None = None
     block_position_embedding: str | None = None
     token_type_embedding: str | None = None

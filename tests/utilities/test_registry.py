@@ -46,7 +46,7 @@ def test_a_known_architecture_that_no_builder_takes_is_not_told_its_own_name(mon
         {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True},  # EmbeddingGemma
         {"architectures": ["MPNetForMaskedLM"]},
         {"architectures": ["LlamaForSequenceClassification"]},
-        {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+        {"architectures": ["LEDForConditionalGeneration"], "is_encoder_decoder": True},
     ],
     ids=lambda config: config["architectures"][0],
 )

@@ -9,6 +9,7 @@ KINDS = {
     "ModelConfig": "flatlm.utilities.kinds.decoder:Decoders",
     "EncoderConfig": "flatlm.utilities.kinds.encoder:Encoders",
     "FlowConfig": "flatlm.authoring.compute_graph.kind:Flows",
+    "EncoderDecoderConfig": "flatlm.utilities.kinds.encoder_decoder:EncoderDecoders",
 }
 
 

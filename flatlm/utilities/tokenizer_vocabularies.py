@@ -2,7 +2,8 @@
 
 `vocab.txt` is WordPiece (BERT, RoBERTa-wwm, Chinese GPT-2), `vocab.json` with `merges.txt` byte-level BPE (GPT-2, RoBERTa, BART): of both a
 `tokenizer.json` is made, as transformers 5 makes one of the same files. `cog-pretrain.model` (GLM), `chinese_vocab.model` and
-`spiece.model` (CPM) are SentencePiece models. GLM's own tokens, which its first tokenizers added in code, follow each vocabulary.
+`spiece.model` (CPM, and T5: tokenizer_t5.py) are SentencePiece models. GLM's own tokens, which its first tokenizers added in code, follow
+each vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from flatlm.errors import TokenizerError
 from flatlm.utilities.tokenizer_settings import AddedToken, TokenizerSettings, read_bytes, read_json, read_settings
+from flatlm.utilities.tokenizer_t5 import is_t5, t5_settings
 
 Kind = Literal["hf", "sentencepiece"]
 START_OF_PIECE, END_OF_PIECE = "<|startofpiece|>", "<|endofpiece|>"
@@ -148,11 +150,19 @@ def _cpm(path: Path, settings: TokenizerSettings, config: Mapping[str, Any]) -> 
     return Vocabulary("sentencepiece", data, replace(settings, cpm=True, special_tokens={**ends, **settings.special_tokens}), path)
 
 
+def _spiece(path: Path, settings: TokenizerSettings, config: Mapping[str, Any]) -> Vocabulary | None:
+    """T5's, or CPM's."""
+    if not is_t5(path, config):
+        return _cpm(path, settings, config)
+    data = read_bytes(path)
+    return Vocabulary("sentencepiece", data, t5_settings(path, settings, config, _pieces(path, data)), path)
+
+
 _READERS: Mapping[str, Callable[[Path, TokenizerSettings, Mapping[str, Any]], Vocabulary | None]] = {
     "vocab.txt": _word_piece,
     "cog-pretrain.model": _glm_sentencepiece,
     "chinese_vocab.model": _cpm,
-    "spiece.model": _cpm,
+    "spiece.model": _spiece,
     "vocab.json": _byte_level,
 }
 """CPM's model goes before its vocab.json, which only lists the pieces again."""

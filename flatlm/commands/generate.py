@@ -3,15 +3,19 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from flatlm.commands import base
+from flatlm.errors import TokenizerError
+from flatlm.generative.encoder_decoders import generate as encoder_decoders
+from flatlm.generative.encoder_decoders.file import KIND as ENCODER_DECODER
+from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
 from flatlm.generative.file_tokenizer import file_tokenizer
-from flatlm.generative.generate import generate, stream
+from flatlm.generative.generate import Piece, generate, joined, stream
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
-from flatlm.generative.inspect import read_manifest
-from flatlm.generative.model_file import INFILLING
+from flatlm.generative.model_file import INFILLING, read_content
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.tokenizer import Tokenizer
@@ -26,13 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, help="choose among the most likely tokens that make up this probability")
     parser.add_argument("--seed", type=int, help="for the same text again")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with the tokenizer (a .litertlm has its own)")
+    parser.add_argument(
+        "--output-tokenizer", type=Path, metavar="FILE", help="what is written in, where a model reads another alphabet (--tokenizer's)"
+    )
     parser.add_argument("--threads", type=int, help="threads to run with (all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     tokenizer = file_tokenizer(args.file, args.tokenizer)
-    if read_manifest(args.file).get("kind") == INFILLING:
+    kind = read_content(args.file).kind
+    if kind == ENCODER_DECODER:
+        return _rewrite(args, tokenizer, sampler)
+    if args.output_tokenizer is not None:
+        raise TokenizerError(f"--output-tokenizer is for models that read one text and write another; {args.file} is of another kind")
+    if kind == INFILLING:
         return _fill(args, tokenizer, sampler)
     with Runner.open(args.file, threads=args.threads) as runner:
         prompt_ids = tokenizer.encode(args.prompt)
@@ -41,10 +53,7 @@ def run(args: argparse.Namespace) -> int:
             base.print_json(dataclasses.asdict(result))
             return 0
         sys.stdout.write(args.prompt)
-        for piece in stream(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler):
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
-        print()
+        _print(stream(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler))
     return 0
 
 
@@ -60,3 +69,27 @@ def _fill(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> i
     else:
         print(result.text)
     return 0
+
+
+def _rewrite(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> int:
+    """By an encoder with a decoder: the prompt is read, and what is written is another text."""
+    written = tokenizer if args.output_tokenizer is None else Tokenizer.load(args.output_tokenizer)
+    others = sorted({path.name for path in tokenizer.source.parent.glob("tokenizer_*.json")} - {"tokenizer_config.json"})
+    if args.output_tokenizer is None and others:
+        print(f"flatlm generate: beside {tokenizer.source} lies {', '.join(others)}: --output-tokenizer FILE writes in it", file=sys.stderr)
+    with EncoderDecoderRunner.open(args.file, threads=args.threads) as runner:
+        ids = tokenizer.encode(args.prompt)
+        answer = encoder_decoders.stream(runner, written, ids, max_new_tokens=args.max_new_tokens, sampler=sampler)
+        if args.json:
+            base.print_json(dataclasses.asdict(joined(answer, ids)))
+        else:
+            _print(answer)
+    return 0
+
+
+def _print(pieces: Iterable[Piece]) -> None:
+    """As they come."""
+    for piece in pieces:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    print()

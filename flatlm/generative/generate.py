@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.runner import Runner
+from flatlm.generative.runner import Writer
 from flatlm.generative.sampling import Sampler
 
 FinishReason: TypeAlias = Literal["eos", "length", "context"]
@@ -47,7 +47,7 @@ class Generation:
 
 
 def stream(
-    runner: Runner,
+    runner: Writer,
     tokenizer: TextTokenizer,
     prompt_ids: Sequence[int],
     *,
@@ -87,7 +87,7 @@ def stream(
 
 
 def generate(
-    runner: Runner,
+    runner: Writer,
     tokenizer: TextTokenizer,
     prompt_ids: Sequence[int],
     *,

@@ -129,6 +129,8 @@ def read_content(path: Path) -> FileContent:
             signatures, slots, manifest = _parse(path, content)
     except OSError as error:
         raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
+    if not signatures:
+        raise RuntimeFileError(f"{path} has no signatures, so nothing in it can be run by name")
     return FileContent(path, offset, size, tuple(signatures), manifest, tuple(slots))
 
 

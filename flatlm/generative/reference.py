@@ -128,10 +128,10 @@ def _known_to_transformers(checkpoint: Path, length: int) -> bool:
     """Has it a class for the checkpoint, and does that class compute what a file for a context of that length does?"""
     reader = ConfigReader.from_directory(checkpoint)
     try:
-        scalings = [rope.scaling for rope in find_builder(reader).build(reader, checkpoint).ropes]
+        ropes = getattr(find_builder(reader).build(reader, checkpoint), "ropes", ())
     except ConfigError:  # a checkpoint that the user has named the family of
         return True
-    if any(isinstance(scaling, LongRopeScaling) and length > scaling.original_max_positions for scaling in scalings):
+    if any(isinstance(rope.scaling, LongRopeScaling) and length > rope.scaling.original_max_positions for rope in ropes):
         return False  # it would turn short texts by the short factors; see the README's limits
     with quiet():
         import transformers

@@ -19,7 +19,7 @@ from flatlm.generative.evaluation.divergence import kl_divergence, log_softmax
 from flatlm.generative.evaluation.greedy import equal_tokens, greedy_tokens
 from flatlm.generative.inspect import read_manifest
 from flatlm.generative.reference import Reference, open_reference
-from flatlm.generative.runner import Runner
+from flatlm.generative.runner import Runner, Writer
 from flatlm.progress import Progress
 from flatlm.quantize.recipes import Bound, Recipe
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
@@ -80,6 +80,7 @@ JUDGES = {
     "decoder": "flatlm.generative.verify",
     "encoder": "flatlm.generative.encoders.verify",
     "infilling": "flatlm.generative.infilling.judge",
+    "encoder-decoder": "flatlm.generative.encoder_decoders.verify",
 }
 """Which module has the `judge` for a kind of file, as its manifest says it; a file that says nothing is a decoder's."""
 
@@ -120,9 +121,9 @@ def judge(request: VerifyRequest) -> VerificationReport:
         while tally.tokens < tokens:
             start = starts[round_number % len(starts)]
             share = -(-tokens // len(starts))
-            _compare_text(runner, reference, start, min(share, tokens - tally.tokens), generator, tally, progress, tokens)
+            compare_text(runner, reference, start, min(share, tokens - tally.tokens), generator, tally, progress, tokens)
             round_number += 1
-        equal, compared = _compare_greedy(runner, reference, starts[0])
+        equal, compared = compare_greedy(runner, reference, starts[0])
         bound = promised_bound(file)
         return VerificationReport(
             reference.name,
@@ -164,8 +165,8 @@ class Tally:
         )
 
 
-def _compare_text(
-    runner: Runner,
+def compare_text(
+    runner: Writer,
     reference: Reference,
     start: Sequence[int],
     count: int,
@@ -194,7 +195,7 @@ def _compare_text(
             expected = reference.feed(ids[-1:])[-1]
 
 
-def _compare_greedy(runner: Runner, reference: Reference, start: Sequence[int]) -> tuple[int, int]:
+def compare_greedy(runner: Writer, reference: Reference, start: Sequence[int]) -> tuple[int, int]:
     """How many of each side's own greedy tokens are equal before the first difference, and out of how many."""
     count = min(GREEDY_TOKENS, runner.cache_length - len(start) + 1)
     return equal_tokens(runner, start, greedy_tokens(reference, start, count)), count
@@ -207,7 +208,7 @@ def require_its_adapter(file: Path, lora: Path | None) -> None:
         raise RuntimeFileError(f"{file} has the adapter {merged.get('name')!r} merged into it: give its directory with --lora")
 
 
-def require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint: Path) -> None:
+def require_the_same_vocabulary(runner: Writer, reference: Reference, checkpoint: Path) -> None:
     """RuntimeFileError where the file cannot have come from the checkpoint. The reference has read a token afterwards."""
     size = reference.feed([0]).shape[-1]
     if size != runner.vocab_size:
@@ -217,14 +218,21 @@ def require_the_same_vocabulary(runner: Runner, reference: Reference, checkpoint
 
 
 def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> list[list[int]]:
-    """The prompts' ids; without prompts, default ones, or random tokens where the checkpoint has no tokenizer (or none for them)."""
-    room = runner.cache_length // 2
+    """The prompts' ids, or those of default ones, which take up at most half of the context."""
+    return prompt_ids(checkpoint, prompts, longest=runner.cache_length, room=runner.cache_length // 2, vocab_size=runner.vocab_size)
+
+
+def prompt_ids(checkpoint: Path, prompts: Sequence[str], *, longest: int, room: int, vocab_size: int) -> list[list[int]]:
+    """The ids of prompts, of `longest` tokens at most.
+
+    Without prompts those of default ones that fit in `room`, or random tokens where the checkpoint has no tokenizer (or none for them).
+    """
     if prompts:
         tokenizer = Tokenizer.load(checkpoint)
         given = [tokenizer.encode(prompt) for prompt in prompts]
         for prompt, ids in zip(prompts, given, strict=True):
-            if not 0 < len(ids) <= runner.cache_length:
-                raise RuntimeFileError(f"the prompt {prompt[:40]!r} has {len(ids)} tokens; the context holds 1 to {runner.cache_length}")
+            if not 0 < len(ids) <= longest:
+                raise RuntimeFileError(f"the prompt {prompt[:40]!r} has {len(ids)} tokens; the context holds 1 to {longest}")
         return given
     texts: list[list[int]] = []
     try:
@@ -232,11 +240,11 @@ def _prompt_ids(checkpoint: Path, prompts: Sequence[str], runner: Runner) -> lis
         texts = [tokenizer.encode(prompt) for prompt in DEFAULT_PROMPTS]
     except TokenizerError:
         pass  # random tokens then
-    usable = [text for text in texts if 0 < len(text) <= room and max(text) < runner.vocab_size]
+    usable = [text for text in texts if 0 < len(text) <= room and max(text) < vocab_size]
     if usable:
         return usable
     generator = np.random.default_rng(SEED)
-    return [generator.integers(0, runner.vocab_size, max(1, min(8, room))).tolist() for _ in DEFAULT_PROMPTS]
+    return [generator.integers(0, vocab_size, max(1, min(8, room))).tolist() for _ in DEFAULT_PROMPTS]
 
 
 def promised_bound(file: Path) -> Bound:

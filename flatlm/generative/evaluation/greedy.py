@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flatlm.generative.reference import Reference
-from flatlm.generative.runner import Runner
+from flatlm.generative.runner import Runner, Writer
 from flatlm.generative.sampling import Sampler
 
 PROMPT_TOKENS = 16
@@ -49,7 +49,7 @@ def greedy_tokens(reference: Reference, prompt: Sequence[int], count: int) -> li
     return found
 
 
-def equal_tokens(runner: Runner, prompt: Sequence[int], expected: Sequence[int]) -> int:
+def equal_tokens(runner: Writer, prompt: Sequence[int], expected: Sequence[int]) -> int:
     """How many of the file's own greedy tokens after the prompt are the expected ones, before the first that is not."""
     runner.reset()
     runner.prefill(prompt[:-1])

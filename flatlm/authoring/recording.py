@@ -273,7 +273,9 @@ class ComputedWeight(PlannedWeight):
         return None
 
     def _run(self) -> Tensor:
+        changed = {storage for operator in self._operators for storage in operator.writes}
         bases = {storage: self._checkpoint.read(name).reshape(-1) for storage, name in self._sources.items()}
+        bases |= {storage: base.clone() for storage, base in bases.items() if storage in changed}
 
         def real(value: Any) -> Any:
             if isinstance(value, Tensor) and value.is_meta:
@@ -301,8 +303,10 @@ def _laid_out_as(noted: Tensor, result: Tensor) -> Tensor:
     return base
 
 
-def record(module: nn.Module, load: Callable[[Iterable[tuple[str, Tensor]]], Any], tensors: Mapping[str, Any]) -> Recording:
-    """Run `load` over stand-ins for the checkpoint's `tensors` (anything with shape and dtype).
+def record(
+    module: nn.Module, load: Callable[[Iterable[tuple[str, Tensor]]], Any], tensors: Mapping[str, Any], *, after: Callable[[], None]
+) -> Recording:
+    """Run `load` over stand-ins for the checkpoint's `tensors` (anything with shape and dtype), then `after`.
 
     What it raises at a tensor is noted as a problem, and the rest goes on without that tensor.
     """
@@ -317,18 +321,19 @@ def record(module: nn.Module, load: Callable[[Iterable[tuple[str, Tensor]]], Any
             at[0] += 1
             yield stand_ins[at[0] - 1]
 
-    while True:
+    finished = False
+    while not finished:
+        begun = at[0]
         try:
             with torch.no_grad(), tape:
                 load(rest())
+                after()
+            finished = True
         except Exception as error:  # whatever an author's code raises
-            if not at[0]:
-                recording.problems.append(f"load_weights: {_described(error)}")
-                break
-            name, tensor = stand_ins[at[0] - 1]
-            recording.problems.append(f"{name} {list(tensor.shape)}: load_weights {_described(error)}")
-        if at[0] >= len(stand_ins):
-            break
+            name, tensor = stand_ins[at[0] - 1] if at[0] > begun else ("", None)
+            what = "" if tensor is None else f"{name} {list(tensor.shape)}: "
+            recording.problems.append(f"{what}load_weights {_described(error)}")
+            finished = at[0] == begun
     return recording
 
 

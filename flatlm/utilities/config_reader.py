@@ -1,7 +1,9 @@
 """A checkpoint's config.json, read key by key, so that a key which nobody read is seen."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ INERT_KEYS = frozenset(
 MAX_CONFIG_BYTES = 16 << 20
 _ABSENT: Any = object()
 
+OLD_ROPE_KEYS = ("rope_theta", "rope_scaling")
+"""Keys that an older config.json has in the place of `rope_parameters`."""
+
+
+class Section(dict[str, Any]):
+    """An object in config.json: its keys are attributes too."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in self:
+            raise AttributeError(f"there is no {key} among {', '.join(self)}")
+        return _with_attributes(self[key])
+
+
+def _with_attributes(value: Any) -> Any:
+    return Section(value) if isinstance(value, dict) else value
+
 
 class ConfigReader:
     """Typed access to a JSON object. `source` names it in errors: the file, and for nested objects the key too."""
@@ -35,6 +53,8 @@ class ConfigReader:
         """What the user wants the model for; None: what it was trained for. Families that have a choice read it by `heed_task`."""
         self.task_heeded = False
         self._read: set[str] = set()
+        self._filled_in: dict[str, Any] = {}
+        self._known: Any = None  # transformers' configuration of these values, once it was asked for
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ConfigReader":
@@ -60,6 +80,36 @@ class ConfigReader:
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}, not an object")
         return cls(values, str(path))
+
+    def __getattr__(self, key: str) -> Any:
+        """The value of a key, which counts as read: `hf_config.hidden_size`. An object is a dict whose keys are attributes too.
+
+        A key that is not there is what transformers' configuration class for the `model_type` makes of its absence, where transformers is
+        installed and knows the type, as config.json leaves out what the class knows; otherwise AttributeError, so that
+        `getattr(hf_config, "key", default)` works.
+        """
+        if key.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {key}")
+        if key in self.values:
+            self._read.add(key)
+            return _with_attributes(self.values[key])
+        rope = self.values.get("rope_parameters")
+        if key in OLD_ROPE_KEYS and isinstance(rope, dict) and "rope_theta" in rope:
+            return self._older_rope(key, rope)
+        known = transformers_config(self)
+        if hasattr(known, key):
+            self._filled_in[key] = getattr(known, key)
+            return _with_attributes(self._filled_in[key])
+        raise AttributeError(f"{self.source} has no {key}: getattr(config, {key!r}, default) says what its absence means")
+
+    def _older_rope(self, key: str, rope: dict[str, Any]) -> Any:
+        """What an older config.json has under `rope_theta` and `rope_scaling`. A scaling counts as read only where it was asked for."""
+        scaled = rope.get("rope_type", "default") != "default"
+        if key == "rope_scaling" or not scaled:
+            self._read.add("rope_parameters")
+        if key == "rope_theta":
+            return rope["rope_theta"]
+        return Section({name: value for name, value in rope.items() if name != "rope_theta"}) if scaled else None
 
     @property
     def architecture(self) -> str:
@@ -184,6 +234,11 @@ class ConfigReader:
                 "If one is known not to matter, pass --ignore-config-key KEY"
             )
 
+    def filled_in(self) -> dict[str, Any]:
+        """Keys that were asked for and are not there, with the values that were given for them, as far as JSON has such."""
+        plain = (str, int, float, bool, list, dict, type(None))
+        return {key: value for key, value in self._filled_in.items() if isinstance(value, plain)}
+
     def wrong(self, key: str, what: str) -> ConfigError:
         """The error for a key's value; `what` says what is allowed."""
         return ConfigError(f"{self.source}: {key} = {json.dumps(self.values.get(key))[:80]} {what}")
@@ -196,3 +251,16 @@ class ConfigReader:
         if default is _ABSENT:
             raise ConfigError(f"{self.source} has no {key}: it is needed")
         return default
+
+
+def transformers_config(reader: ConfigReader) -> Any:
+    """transformers' own configuration object of the same values; an empty one where it is not installed or does not know the type."""
+    if reader._known is None:
+        reader._known = object()
+        if find_spec("transformers") is not None and reader.model_type:
+            from transformers import CONFIG_MAPPING
+
+            if reader.model_type in CONFIG_MAPPING:
+                with contextlib.suppress(Exception):  # values that the class refuses: it is the reader who says what is wrong
+                    reader._known = CONFIG_MAPPING[reader.model_type].from_dict(dict(reader.values))
+    return reader._known

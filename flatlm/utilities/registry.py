@@ -267,20 +267,35 @@ _NO_GENERATOR = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenC
 
 
 class ConfigBuilder:
-    """Builds a model's configuration from its config.json. Subclasses register themselves; the first whose `condition` holds builds."""
+    """Builds a model's configuration from a checkpoint's config.json. Subclasses register themselves; the first whose `condition` holds
+    builds: those from outside the package in their order, then the families.
+
+    `tensor_names`: where the checkpoint has the weights of FlatLM's blocks. A builder from outside without them goes with a class in
+    the module map (`authoring/module_map.py`), and gives an `authoring.config.ModelConfig`.
+    """
 
     family: ClassVar[str]
     tensor_names: ClassVar["TensorNames"]
     _builders: ClassVar[list[type["ConfigBuilder"]]] = []
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, registered: bool = True) -> None:
         super().__init_subclass__()
-        ConfigBuilder._builders.append(cls)
+        if not hasattr(cls, "family"):
+            cls.family = cls.__name__
+        if registered:
+            ConfigBuilder._builders.append(cls)
 
     @classmethod
     def condition(cls, hf_config: ConfigReader) -> bool:
         """Is this configuration of the family?"""
+        if cls.from_outside():
+            raise ConfigError(f"{cls.__module__}.{cls.__name__} has no condition: define condition(cls, hf_config) as a classmethod")
         return family_record(cls.family).means(hf_config)
+
+    @classmethod
+    def from_outside(cls) -> bool:
+        """Is it not one of FlatLM's own families?"""
+        return cls.__module__ not in {record.module for record in FAMILIES}
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
@@ -302,14 +317,25 @@ def family_record(name: str) -> FamilyRecord:
     raise ConfigError(f"there is no model family {name!r}: {hint}")
 
 
-def find_builder(hf_config: ConfigReader, *, family: str | None = None) -> type[ConfigBuilder]:
-    """The builder for a configuration: the named family's, or the first whose condition holds. Raises ConfigError."""
+OUTSIDE = "flatlm.authoring.outside"
+"""Where models from outside the package are looked for: `find(hf_config, module_map)` gives a builder, or None."""
+
+
+def find_builder(hf_config: ConfigReader, *, family: str | None = None, module_map: Path | None = None) -> type[ConfigBuilder]:
+    """The builder for a configuration: the named family's, else one from outside, else the first whose condition holds.
+
+    `module_map`: a file that the user has named, which is run. Raises ConfigError.
+    """
+    if family is None:
+        outside: type[ConfigBuilder] | None = importlib.import_module(OUTSIDE).find(hf_config, module_map)
+        if outside is not None:
+            return outside
     for record in FAMILIES:
         if record.name == family or (family is None and record.means(hf_config)):
             importlib.import_module(record.module)
     if family is not None:
         family_record(family)
-    possible = [builder for builder in ConfigBuilder._builders if family in (None, builder.family)]
+    possible = [builder for builder in ConfigBuilder._builders if family in (None, builder.family) and not builder.from_outside()]
     for builder in possible:
         if builder.condition(hf_config):
             return builder
@@ -343,7 +369,7 @@ def build_config(directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, t
     if reading.custom is not None:
         builder = importlib.import_module(CUSTOM_FILES).custom_builder(reading.custom)
     else:
-        builder = find_builder(reader, family=reading.family)
+        builder = find_builder(reader, family=reading.family, module_map=reading.module_map)
     config = builder.build(reader, directory)
     if reading.task is not None and not reader.task_heeded:
         raise ConfigError(f"--task {reading.task}: models of the family {builder.family} have no choice of heads: leave it out")

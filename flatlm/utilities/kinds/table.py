@@ -6,6 +6,7 @@ from typing import Any
 from flatlm.utilities.kinds.kind import ModelKind
 
 KINDS = {
+    "AuthoredConfig": "flatlm.authoring.module_kind:AuthoredModules",
     "ModelConfig": "flatlm.utilities.kinds.decoder:Decoders",
     "EncoderConfig": "flatlm.utilities.kinds.encoder:Encoders",
     "FlowConfig": "flatlm.authoring.compute_graph.kind:Flows",

@@ -1,0 +1,57 @@
+"""The graph of an author's module: its forward traced for each signature, under the decoders' conventions. Nothing here loads the compiler."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatlm.authoring.config import AuthoredConfig
+from flatlm.convert.graphs import ROOM_A_BLOCK
+from flatlm.convert.signatures import SignatureSpec
+from flatlm.layers.kv_cache import CacheGeometry, KVCache, QuantizedCache, cache_names, empty_caches
+
+
+@dataclass(frozen=True)
+class AuthoredGraph:
+    """Signatures `prefill_<T>` and `decode`: inputs and outputs as `DecoderGraph` has them."""
+
+    config: AuthoredConfig
+    geometry: CacheGeometry
+    specs: tuple[SignatureSpec, ...]
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.specs)
+
+    @property
+    def room(self) -> int:
+        return (1 + len(self.specs) * len(self.config.blocks)) * ROOM_A_BLOCK
+
+    def stamp(self) -> Any:
+        """Compile it, with the author's class: a model object in which weights are still named calls."""
+        from flatlm.authoring.authored import AuthoredModel
+        from flatlm.convert.traced import stamp_traced
+
+        model = AuthoredModel(self.config, self.geometry)
+        return stamp_traced([self._signature(model, spec) for spec in self.specs])
+
+    def _signature(self, model: Any, spec: SignatureSpec) -> Any:
+        from flatlm.convert.traced import TracedSignature
+
+        def call(tokens: Tensor, input_pos: Tensor, **caches: Tensor) -> dict[str, Tensor]:
+            given = [type(cache)(*(caches[name] for name in names)) for cache, names in zip(layers, named, strict=True)]
+            with model.weight_calls(input_pos.to(torch.float32)):
+                logits, updated = model(tokens, input_pos, given)
+            out = {name: tensor for names, cache in zip(named, updated, strict=True) for name, tensor in zip(names, cache, strict=True)}
+            return {**out, "logits": logits} if spec.logits else out
+
+        layers: list[KVCache | QuantizedCache] = empty_caches(self.config, self.geometry)  # type: ignore[arg-type]
+        named = [cache_names(cache, layer) for layer, cache in enumerate(layers)]
+        inputs = {
+            "tokens": torch.zeros(1, spec.tokens, dtype=torch.int32),
+            "input_pos": torch.arange(spec.tokens, dtype=torch.int32),
+            **{name: tensor for names, cache in zip(named, layers, strict=True) for name, tensor in zip(names, cache, strict=True)},
+        }
+        outputs = [*(name for names in named for name in names), *(["logits"] if spec.logits else [])]
+        return TracedSignature(spec.name, call, inputs, outputs)

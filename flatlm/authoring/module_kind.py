@@ -1,0 +1,48 @@
+"""The kind of an author's module (`kinds/table.py`)."""
+
+from typing import TYPE_CHECKING
+
+from flatlm.authoring.authored import AuthoredModel
+from flatlm.authoring.config import AuthoredConfig
+from flatlm.authoring.module_graph import AuthoredGraph
+from flatlm.authoring.weight_plan import plan_weights
+from flatlm.convert.signatures import signature_specs
+from flatlm.errors import RecipeError
+from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.kinds.kind import GraphPlan
+from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, prefill_lengths
+from flatlm.utilities.loader import LoadPlan
+from flatlm.utilities.tensor_names import TensorNames
+
+if TYPE_CHECKING:
+    from flatlm.utilities.exporter import ExportRequest
+
+
+class AuthoredModules:
+    """The kind of every `AuthoredConfig`. Its files are decoders' files: whatever runs or judges those does these."""
+
+    def load_plan(self, config: AuthoredConfig, checkpoint: TensorStore, names: TensorNames) -> LoadPlan:
+        """What the class's `load_weights` does. Raises CheckpointError."""
+        return plan_weights(self.build(config, config.max_positions), checkpoint)
+
+    def build(self, config: AuthoredConfig, length: int) -> AuthoredModel:
+        """With whole caches of `length` slots."""
+        return AuthoredModel(config, CacheGeometry(min(length, config.max_positions)))
+
+    def graph(self, config: AuthoredConfig, request: "ExportRequest") -> GraphPlan:
+        """`prefill_<T>` for each length, and `decode`. Raises ExportError; RecipeError for a recipe that walks a model's blocks."""
+        if request.recipe.calibrated or request.recipe.method.rotate:
+            raise RecipeError(
+                f"recipe {request.recipe.name!r} is calibrated block by block, which the class {config.reference} cannot be: use a recipe "
+                "that needs no text"
+            )
+        length = cache_length(request, config.max_positions)
+        lengths = prefill_lengths(request, length)
+        geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
+        specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
+        cache_bytes = sum(geometry.bytes(attention) for attention in config.attentions)
+        facts = {"module": config.reference.name}
+        return GraphPlan(AuthoredGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts)
+
+

@@ -1,0 +1,65 @@
+"""Who builds a checkpoint's configuration, if not one of FlatLM's families: a class in a module map, or a builder that was registered."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from flatlm.authoring.module_map import find_module, known_architectures, load_outside
+from flatlm.authoring.user_code import PREFIX, load_file
+from flatlm.errors import ConfigError
+from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.registry import ConfigBuilder
+from flatlm.utilities.tensor_names import TensorNames
+
+
+def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder] | None:
+    """The builder from outside that takes a configuration; None where there is none.
+
+    A class in a module map goes before a re-authored family; the first builder whose condition holds says what its configuration is.
+    Raises ConfigError where a file was named and has nothing for the architecture.
+    """
+    load_outside(module_map)
+    builder = _registered(hf_config, module_map)
+    reference = find_module(hf_config.architecture, module_map)
+    if reference is not None:
+        from flatlm.authoring.authored import author
+
+        class Authored(ConfigBuilder, registered=False):
+            family = f"{hf_config.architecture} (module map)"
+            tensor_names = TensorNames("", "")
+
+            @classmethod
+            def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
+                return author(reference, hf_config, model_path, builder)
+
+        return Authored
+    if builder is not None and not hasattr(builder, "tensor_names"):
+        raise ConfigError(
+            f"{builder.__module__}.{builder.__name__} takes {hf_config.source} and has no tensor_names, and no module map has a class for "
+            f"the architecture {hf_config.architecture!r}: set tensor_names (a model made of FlatLM's blocks), or map a class"
+        )
+    if builder is None and module_map is not None:
+        known = known_architectures(module_map)
+        close = difflib.get_close_matches(hf_config.architecture, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known) or 'none'}"
+        raise ConfigError(
+            f"{module_map} has no class for the architecture {hf_config.architecture!r} of {hf_config.source}, and no ConfigBuilder that "
+            f"takes it: {hint}"
+        )
+    return builder
+
+
+def _registered(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder] | None:
+    """The first that takes it. Builders of a user's file count where that file is named."""
+    own = "" if module_map is None else load_file(module_map).__name__
+    for builder in ConfigBuilder._builders:
+        if not builder.from_outside() or (builder.__module__.startswith(PREFIX) and builder.__module__ != own):
+            continue
+        try:
+            if builder.condition(ConfigReader(hf_config.values, hf_config.source)):  # what it looks at does not count as read
+                return builder
+        except AttributeError as error:  # a key that this checkpoint's config.json does not have
+            raise ConfigError(
+                f"{builder.__module__}.{builder.__name__}.condition cannot be asked about {hf_config.source}: {error}"
+            ) from error
+    return None

@@ -9,6 +9,7 @@ _LAZY = {
     "ComputeGraph": "flatlm.authoring.compute_graph",
     "EngineConfig": "flatlm.generative.pipeline",
     "GenerationConfig": "flatlm.generative.pipeline",
+    "check_model": "flatlm.authoring.check",
     "pipeline": "flatlm.generative.pipeline",
 }
 """What `flatlm.NAME` is imported from, when it is first asked for."""

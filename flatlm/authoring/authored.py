@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flatlm.authoring.config import AuthoredConfig, DefaultModelConfigBuilder, require_sizes
+from flatlm.authoring.config import AuthoredConfig, ModelConfig, require_sizes
 from flatlm.authoring.module_map import ModuleReference
 from flatlm.authoring.modules.attention import Attention
 from flatlm.authoring.step import Step, StepContext, StepContextManager
@@ -108,7 +108,7 @@ def author(
         "num_key_value_heads": attentions[0].num_kv_heads,
         "head_dim": attentions[0].head_dim,
     }
-    if said is not None and not hasattr(said, "blocks"):
+    if isinstance(said, ModelConfig):
         require_sizes(said, hf_config, sizes)
     if longest is None:
         longest = hf_config.positive_int("max_position_embeddings", 2048)

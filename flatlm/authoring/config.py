@@ -103,6 +103,4 @@ def require_sizes(said: Any, hf_config: ConfigReader, found: dict[str, int]) -> 
     for field in fields(said):
         given = getattr(said, field.name)
         if field.name in found and given is not None and given != found[field.name]:
-            raise ConfigError(
-                f"{hf_config.source}: the ConfigBuilder says {field.name} = {given}, the module has {found[field.name]}: correct one of them"
-            )
+            raise ConfigError(f"{hf_config.source}: the ConfigBuilder says {field.name} = {given}, the module has {found[field.name]}")

@@ -1,4 +1,4 @@
-"""The graph of an author's module: its forward traced for each signature, under the decoders' conventions. Nothing here loads the compiler."""
+"""The graph of an author's module: its forward traced for each signature, by the decoders' conventions. This loads no compiler."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -44,5 +44,3 @@ class AuthoredModules:
         cache_bytes = sum(geometry.bytes(attention) for attention in config.attentions)
         facts = {"module": config.reference.name}
         return GraphPlan(AuthoredGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts)
-
-

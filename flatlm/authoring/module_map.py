@@ -136,4 +136,3 @@ def _reference(architecture: str, entry: Any) -> ModuleReference:
             "put it into a file of its own, and name that with --module-map (custom_module_map)"
         )
     return ModuleReference(entry.__module__, entry.__qualname__, search=search)
-

@@ -4,10 +4,12 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from flatlm.authoring.module_map import find_module, known_architectures, load_outside
+from flatlm.authoring.config import ModelConfig as SizesOnly
+from flatlm.authoring.module_map import ModuleReference, find_module, known_architectures, load_outside
 from flatlm.authoring.user_code import PREFIX, load_file
-from flatlm.errors import ConfigError
+from flatlm.errors import ConfigError, FlatlmError
 from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.kinds.table import KINDS
 from flatlm.utilities.registry import ConfigBuilder
 from flatlm.utilities.tensor_names import TensorNames
 
@@ -22,17 +24,7 @@ def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder
     builder = _registered(hf_config, module_map)
     reference = find_module(hf_config.architecture, module_map)
     if reference is not None:
-        from flatlm.authoring.authored import author
-
-        class Authored(ConfigBuilder, registered=False):
-            family = f"{hf_config.architecture} (module map)"
-            tensor_names = TensorNames("", "")
-
-            @classmethod
-            def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
-                return author(reference, hf_config, model_path, builder)
-
-        return Authored
+        return _authored(reference, hf_config.architecture, None if builder is None else _guarded(builder))
     if builder is not None and not hasattr(builder, "tensor_names"):
         raise ConfigError(
             f"{builder.__module__}.{builder.__name__} takes {hf_config.source} and has no tensor_names, and no module map has a class for "
@@ -46,7 +38,48 @@ def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder
             f"{module_map} has no class for the architecture {hf_config.architecture!r} of {hf_config.source}, and no ConfigBuilder that "
             f"takes it: {hint}"
         )
-    return builder
+    return None if builder is None else _guarded(builder)
+
+
+def _authored(reference: ModuleReference, architecture: str, builder: type[ConfigBuilder] | None) -> type[ConfigBuilder]:
+    """What builds the configuration of a class in a module map."""
+
+    class Authored(ConfigBuilder, registered=False):
+        family = f"{architecture} (module map)"
+        tensor_names = TensorNames("", "")
+
+        @classmethod
+        def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
+            from flatlm.authoring.authored import author
+
+            return author(reference, hf_config, model_path, builder)
+
+    return Authored
+
+
+def _guarded(builder: type[ConfigBuilder]) -> type[ConfigBuilder]:
+    """The builder, whose `build` raises ConfigError for whatever goes wrong in it, and for what is no configuration."""
+
+    class Guarded(builder, registered=False):  # type: ignore[valid-type, misc, call-arg]
+        @classmethod
+        def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
+            name = f"{builder.__module__}.{builder.__name__}.build"
+            try:
+                config = builder.build(hf_config, model_path)
+            except FlatlmError:
+                raise
+            except Exception as error:  # whatever an author's code raises
+                raise ConfigError(f"{name} failed on {hf_config.source}: {type(error).__name__}: {error}") from error
+            whole = type(config).__name__ in KINDS and not isinstance(config, SizesOnly)
+            if not (whole if hasattr(builder, "tensor_names") else isinstance(config, SizesOnly)):
+                raise ConfigError(
+                    f"{name} gave a {type(config).__module__}.{type(config).__name__} for {hf_config.source}: a builder that has "
+                    "tensor_names gives a flatlm.layers.config.ModelConfig; one that goes with a class in a module map has none, and gives "
+                    "a flatlm.authoring.config.ModelConfig"
+                )
+            return config
+
+    return Guarded
 
 
 def _registered(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder] | None:

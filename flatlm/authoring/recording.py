@@ -5,8 +5,7 @@ of a tensor to a view of a parameter says exactly which rows go where, however t
 permutation) is kept as a tape of operators, and run again on the real tensors for that parameter alone, when its values are wanted.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +35,7 @@ class View:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
-        return cls(_storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+        return cls(_storage(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ class ValuesAskedError(Exception):
     """An author's code asked for a tensor's values, or put some into a tensor of its own."""
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, operators that see a tensor on the meta device are noted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -253,6 +252,10 @@ class ComputedWeight(PlannedWeight):
         super().__init__(Slot(name, (Part(next(iter(self._sources.values()), ""), shape),), shape), checkpoint)
         self._values: Tensor | None = None
         self._waiting = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self._sources.values())
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop), float32."""

@@ -30,8 +30,8 @@ class CacheHandle(NamedTuple):
 class LayerCache(Sequence[CacheHandle]):
     """A layer's cache during a step, as lmdeploy's pair [keys, values]."""
 
-    def __init__(self, step: "Step", index: int, cache: Cache | None) -> None:
-        self.step, self.index, self._cache = step, index, cache
+    def __init__(self, step: "Step", number: int, cache: Cache | None) -> None:
+        self.step, self.number, self._cache = step, number, cache
         self._used = False
 
     @property
@@ -46,9 +46,9 @@ class LayerCache(Sequence[CacheHandle]):
     def attend(self, config: AttentionConfig) -> bool:
         """Note who reads the layer; False in a step that only finds that out. Raises ConfigError for a second reader."""
         if self._used:
-            raise ConfigError(f"past_key_values[{self.index}] is given to two Attention calls: each needs a cache of its own")
+            raise ConfigError(f"past_key_values[{self.number}] is given to two Attention calls: each needs a cache of its own")
         self._used = True
-        self.step.attentions[self.index] = config
+        self.step.attentions[self.number] = config
         return self._cache is not None
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Step:
         self.attentions: dict[int, AttentionConfig] = {}
         self._geometry = geometry
         given: Sequence[Cache | None] = [None] * layers if caches is None else caches
-        self.layers = [LayerCache(self, index, cache) for index, cache in enumerate(given)]
+        self.layers = [LayerCache(self, number, cache) for number, cache in enumerate(given)]
         # All masks and places are made here, before any layer: equal layers stay equal.
         self._kinds = {self._kind(config): self._make(config, input_pos) for config in attentions}
 

@@ -66,7 +66,9 @@ class WeightCalls(TorchFunctionMode):
         if func is F.layer_norm:
             return self._layer_norm(*args, **kwargs)
         if name.endswith("_") and not name.endswith("__") and self._name(args[0]):
-            raise ConfigError(f"forward changes the parameter {self._name(args[0])} in place ({name}): an exported file's weights are fixed")
+            raise ConfigError(
+                f"forward changes the parameter {self._name(args[0])} in place ({name}): an exported file's weights are fixed"
+            )
         return func(*tree_map(self._stand_in, args), **tree_map(self._stand_in, kwargs))
 
     def _name(self, value: Any) -> str:
@@ -85,7 +87,8 @@ class WeightCalls(TorchFunctionMode):
         self.uses.others[name] = None
         return ops.parameter(self._like, name, list(value.shape))
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # The arguments have torch's names, since they may be given by them.
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
         name = self._name(weight)
         if not name or weight.dim() != 2 or input.dtype != torch.float32:
             return F.linear(input, self._stand_in(weight), self._stand_in(bias))
@@ -95,22 +98,42 @@ class WeightCalls(TorchFunctionMode):
         out: Tensor = ops.linear(input, name, own, weight.shape[0])
         return out if bias is None or own else out + bias
 
-    def _embedding(self, input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, **_: Any) -> Tensor:
+    def _embedding(
+        self,
+        input: Tensor,  # noqa: A002
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        **_: Any,
+    ) -> Tensor:
         name = self._name(weight)
         if not name or max_norm is not None:
-            raise ConfigError(f"embedding of {name or 'a computed table'} with max_norm={max_norm}: look up rows of a parameter, as they are")
+            raise ConfigError(
+                f"embedding of {name or 'a computed table'} with max_norm={max_norm}: look up rows of a parameter, as they are"
+            )
         self.uses.tables.setdefault(name, input.numel())
         rows: Tensor = ops.embedding(input.reshape(-1).to(torch.int32), name, weight.shape[1])
         return rows.reshape(*input.shape, weight.shape[1])
 
-    def _rms_norm(self, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    def _rms_norm(
+        self,
+        input: Tensor,  # noqa: A002
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
         over = tuple(range(-len(normalized_shape), 0))
         eps = torch.finfo(input.dtype).eps if eps is None else eps
         normed = input * torch.rsqrt(input.pow(2).mean(over, keepdim=True) + eps)
         return normed if weight is None else normed * self._near(weight, input)
 
     def _layer_norm(
-        self, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+        self,
+        input: Tensor,  # noqa: A002
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
     ) -> Tensor:
         over = tuple(range(-len(normalized_shape), 0))
         centred = input - input.mean(over, keepdim=True)

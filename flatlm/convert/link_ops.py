@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert import calls, flatbuffer
 from flatlm.convert.weights import PlacedWeight, WeightLayout
-from flatlm.errors import ExportError
+from flatlm.errors import ExportError, RecipeError
 from flatlm.quantize.activations import Affine
 from flatlm.quantize.schemes import Scheme
 
@@ -185,8 +185,17 @@ class _GraphLinker:
         self._emit(op, _EMBEDDING_LOOKUP, [op.inputs[0], self._stored_tensor(config)])
 
     def parameter(self, op: Any, config: str) -> None:
+        """Its values, float32: the buffer itself, or what DEQUANTIZE makes of it, where an author's own arithmetic reads a matrix."""
         tensor = self.graph.tensors[op.outputs[0]]
         weight = self.linker.weight(config)
+        if weight.scheme.block_size is not None:
+            raise RecipeError(
+                f"{config} is read neither by a linear nor as a table, and {weight.scheme.name} is for those: name it in a recipe of your "
+                "own, with float32 or dynamic_int8"
+            )
+        if weight.scheme.storage != "float32":
+            self._dequantize(self._stored_tensor(config), int(op.outputs[0]))
+            return
         tensor.buffer = weight.data
         tensor.name = config.encode()
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from flatlm.authoring.config import AuthoredConfig
 from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.layers.config import LongRopeScaling
@@ -128,7 +129,10 @@ def _known_to_transformers(checkpoint: Path, length: int) -> bool:
     """Has it a class for the checkpoint, and does that class compute what a file for a context of that length does?"""
     reader = ConfigReader.from_directory(checkpoint)
     try:
-        ropes = getattr(find_builder(reader).build(reader, checkpoint), "ropes", ())
+        config = find_builder(reader).build(reader, checkpoint)
+        if isinstance(config, AuthoredConfig):
+            return False  # an author's class is the model, whatever else has the architecture's name
+        ropes = getattr(config, "ropes", ())
     except ConfigError:  # a checkpoint that the user has named the family of
         return True
     if any(isinstance(rope.scaling, LongRopeScaling) and length > rope.scaling.original_max_positions for rope in ropes):

@@ -254,7 +254,7 @@ class ConfigReader:
 
 
 def transformers_config(reader: ConfigReader) -> Any:
-    """transformers' own configuration object of the same values; an empty one where it is not installed or does not know the type."""
+    """The configuration object that transformers makes of the values; an empty one where it is not installed or does not know the type."""
     if reader._known is None:
         reader._known = object()
         if find_spec("transformers") is not None and reader.model_type:

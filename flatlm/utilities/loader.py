@@ -44,6 +44,11 @@ class PlannedWeight:
     def shape(self) -> tuple[int, ...]:
         return self.slot.shape
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The checkpoint's tensors that it is made of."""
+        return tuple(dict.fromkeys(part.tensor for part in self.slot.parts))
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in the stored dtype (the widest, where parts differ; float32, where numbers are added)."""
         if self.slot.own_shape is not None:  # a matrix of which each part is a row

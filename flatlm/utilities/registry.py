@@ -294,8 +294,8 @@ class ConfigBuilder:
 
     @classmethod
     def from_outside(cls) -> bool:
-        """Is it not one of FlatLM's own families?"""
-        return cls.__module__ not in {record.module for record in FAMILIES}
+        """Is it none of FlatLM's own?"""
+        return not cls.__module__.startswith("flatlm.")
 
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:

@@ -129,9 +129,7 @@ class LlamaModel(nn.Module):
 class LlamaForCausalLM(nn.Module):
     support_cuda_graph = True
 
-    def __init__(
-        self, config: Any, ctx_mgr: StepContextManager, dtype: torch.dtype | None = None, device: torch.device | None = None
-    ):
+    def __init__(self, config: Any, ctx_mgr: StepContextManager, dtype: torch.dtype | None = None, device: torch.device | None = None):
         super().__init__()
         self.config = config
         self.ctx_mgr = ctx_mgr

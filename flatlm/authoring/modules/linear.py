@@ -70,15 +70,13 @@ class MergedLinear(Linear):
         """A merged tensor's shards, in order, from rows that lie one shard below the other."""
         if layout != "default":
             raise ValueError(f"layout {layout!r} is not known here; default is")
-        return loaded_weight.split(self.all_out_features)
+        return tuple(torch.split(loaded_weight, self.all_out_features))
 
 
 class QKVLinear(MergedLinear):
     """Queries, keys and values of one input: rows [q | k | v], shards 'q', 'k' and 'v'."""
 
-    def __init__(
-        self, in_features: int, heads: tuple[int, int], head_size: int, *, bias: bool, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, in_features: int, heads: tuple[int, int], head_size: int, *, bias: bool, dtype: torch.dtype | None = None) -> None:
         self.heads, self.head_size = heads, head_size
         counts = [heads[0], heads[1], heads[1]]
         super().__init__(in_features, [count * head_size for count in counts], names=("q", "k", "v"), bias=bias, dtype=dtype)
@@ -86,8 +84,8 @@ class QKVLinear(MergedLinear):
     def split_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of x [..., (N + 2K) H]: queries [..., N, H], keys and values [..., K, H]."""
         queries, keys = self.heads
-        heads = x.unflatten(-1, (queries + 2 * keys, self.head_size))
-        q, k, v = heads.split([queries, keys, keys], dim=-2)
+        heads = x.reshape(*x.shape[:-1], queries + 2 * keys, self.head_size)
+        q, k, v = torch.split(heads, [queries, keys, keys], dim=-2)
         return q, k, v
 
     def weight_spliter(self, loaded_weight: Tensor, layout: str = "default") -> tuple[Tensor, ...]:
@@ -95,7 +93,7 @@ class QKVLinear(MergedLinear):
         if layout != "hgd":
             return super().weight_spliter(loaded_weight, layout)
         queries, keys = self.heads
-        grouped = loaded_weight.unflatten(0, (keys, queries // keys + 2, self.head_size))
+        grouped = loaded_weight.reshape(keys, queries // keys + 2, self.head_size, *loaded_weight.shape[1:])
         return tuple(part.flatten(0, 2) for part in (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:]))
 
 

@@ -73,8 +73,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not any(tensor.is_meta for tensor in tensors):
             return func(*args, **kwargs)
+        given = {name: torch.device("meta") if isinstance(value, torch.device) else value for name, value in kwargs.items()}
         try:
-            out = func(*tree_map(_without_values, args), **tree_map(_without_values, kwargs))
+            out = func(*tree_map(_without_values, args), **tree_map(_without_values, given))
         except NotImplementedError as error:
             raise ValuesAskedError(f"{func} needs a tensor's values, which are not read while weights are planned") from error
         outputs = tuple(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
@@ -343,5 +344,6 @@ def record(
 def _described(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"looks for the parameter {error}, which the module does not have"
-    text = str(error).strip().splitlines()
-    return f"raises {type(error).__name__}" + (f": {text[0]}" if text else "")
+    text = str(error).strip().splitlines() or [""]
+    asked = "; tensors have no values while weights are planned" if "meta" in text[0] else ""
+    return f"raises {type(error).__name__}" + (f": {text[0]}" if text[0] else "") + asked

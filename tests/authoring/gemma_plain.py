@@ -1,4 +1,4 @@
-"""Gemma in plain torch, as someone writes it who knows no builders: bare parameters, tables of its own, hooks for what is stored otherwise."""
+"""Gemma in plain torch, by someone who knows no builders: bare parameters, tables of its own, hooks for what is stored otherwise."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,0 +1,412 @@
+"""Who is asked about a checkpoint, in which order, and what is said where something is wrong. Nothing here is compiled."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import flatlm
+from flatlm.authoring.config import AuthoredConfig, ConfigBuilder, DefaultModelConfigBuilder
+from flatlm.authoring.config import ModelConfig as Sizes
+from flatlm.authoring.module_map import MODULE_MAP, ModuleReference
+from flatlm.errors import CheckpointError, ConfigError, FlatlmError
+from flatlm.generative.reference import reference_name
+from flatlm.layers.config import ModelConfig
+from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.example import build_model
+from flatlm.utilities.exporter import ExportRequest, plan_export
+from flatlm.utilities.reading import Reading
+from flatlm.utilities.registry import build_config, find_builder
+from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, llama, rewrite
+from tests.authoring.llama_modules import LlamaForCausalLM
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llama")
+    llama(directory)
+    return directory
+
+
+@pytest.fixture
+def checkpoint(made: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    for file in made.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+def refusal(directory: Path, module_map: Path | None = None) -> str:
+    check = flatlm.check_model(directory, custom_module_map=module_map)
+    assert check.problem is not None and not check.ok
+    assert check.problem in str(check)
+    return str(check.problem)
+
+
+def written(folder: Path, text: str, name: str = "map.py") -> Path:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+# Configurations with attributes.
+
+
+def test_attributes_count_as_read() -> None:
+    reader = ConfigReader({"hidden_size": 8, "depth": 3, "moe": {"experts": 4, "inner": {"k": 1}}}, "config.json")
+    assert (reader.hidden_size, reader.moe["experts"], reader.moe.inner.k) == (8, 4, 1)
+    assert reader.unread() == "depth = 3"
+    assert getattr(reader, "depths", 7) == 7
+    with pytest.raises(AttributeError, match=r"config.json has no depths: getattr\(config, 'depths', default\)"):
+        reader.depths  # noqa: B018
+    with pytest.raises(AttributeError, match="there is no k among experts, inner"):
+        reader.moe.k  # noqa: B018
+    assert getattr(pickle.loads(pickle.dumps(reader)), "depth") == 3  # noqa: B009
+
+
+def test_what_config_json_leaves_out_is_what_transformers_makes_of_it() -> None:
+    values = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    reader = ConfigReader(values, "config.json")
+    assert (reader.mlp_bias, reader.pad_token_id, reader.head_dim) == (False, None, 16)
+    assert reader.filled_in() == {"mlp_bias": False, "pad_token_id": None, "head_dim": 16}
+    assert not hasattr(ConfigReader({**values, "model_type": "unheard"}, "config.json"), "mlp_bias")
+
+
+@pytest.mark.parametrize(
+    ("rope", "theta", "scaling", "left"),
+    [
+        ({"rope_type": "default", "rope_theta": 5.0}, 5.0, None, ""),
+        ({"rope_type": "linear", "rope_theta": 5.0, "factor": 2.0}, 5.0, {"rope_type": "linear", "factor": 2.0}, "rope_parameters"),
+    ],
+)
+def test_older_names_of_rope(rope: dict[str, Any], theta: float, scaling: Any, left: str) -> None:
+    """A scaling that was not asked for counts as unread."""
+    reader = ConfigReader({"rope_parameters": rope}, "config.json")
+    assert reader.rope_theta == theta
+    assert left in reader.unread() and bool(left) == bool(reader.unread())
+    assert reader.rope_scaling == scaling
+    assert reader.unread() == ""
+
+
+# Builders.
+
+
+def test_builders_from_outside_are_asked_first_and_in_order(made: Path) -> None:
+    asked: list[str] = []
+
+    def builder(name: str, takes: bool) -> None:
+        def condition(cls: Any, hf_config: ConfigReader) -> bool:
+            asked.append(name)
+            return takes and hf_config.attention_bias is True
+
+        def build(cls: Any, hf_config: ConfigReader, model_path: Path) -> ModelConfig:
+            hf_config.skip(*hf_config.values)
+            return build_config(made, Reading(family="llama"))[0]  # type: ignore[no-any-return]
+
+        names = find_builder(ConfigReader({"architectures": ["LlamaForCausalLM"]}, "x"), family="llama").tensor_names
+        members = {"condition": classmethod(condition), "build": classmethod(build), "tensor_names": names, "family": name}
+        type(name, (ConfigBuilder,), members)
+
+    builder("first", takes=False)
+    builder("second", takes=True)
+    builder("third", takes=True)
+    config, chosen = build_config(made)
+    assert (chosen.family, type(config)) == ("second", ModelConfig)
+    assert asked == ["first", "second"]
+    assert build_config(made, Reading(family="llama"))[1].family == "llama"  # who is named is not asked
+    assert flatlm.check_model(made).family == "second"
+
+
+def test_a_builder_of_a_users_file_is_for_those_who_name_it(tmp_path: Path) -> None:
+    gemma(tmp_path)
+    assert build_config(tmp_path, Reading(module_map=GEMMA_BLOCKS))[1].family == "my_gemma"
+    assert build_config(tmp_path)[1].family == "gemma"
+
+
+def takes(hf_config: Any) -> bool:
+    return True
+
+
+SIZES_FOR_BLOCKS = {"condition": takes, "tensor_names": 0, "build": DefaultModelConfigBuilder.build}
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({}, "has no condition: define condition(cls, hf_config) as a classmethod"),
+        ({"condition": lambda hf_config: hf_config.modle_type}, "condition cannot be asked about"),
+        ({"condition": takes}, "has no tensor_names, and no module map has a class for the architecture 'LlamaForCausalLM'"),
+        ({"condition": takes, "tensor_names": 0, "build": lambda config, path: config.nope}, "build failed on"),
+        ({"condition": takes, "tensor_names": 0, "build": lambda config, path: {}}, "gave a builtins.dict for"),
+        (SIZES_FOR_BLOCKS, "gave a flatlm.authoring.config.ModelConfig"),
+        ({"condition": lambda hf_config: False}, ""),
+    ],
+)
+def test_wrong_builders(members: dict[str, Any], said: str, made: Path) -> None:
+    type("Mine", (ConfigBuilder,), {name: staticmethod(value) if callable(value) else value for name, value in members.items()})
+    check = flatlm.check_model(made)
+    assert said in str(check.problem) if said else check.family == "llama"
+    assert not said or "Mine" in str(check.problem)
+
+
+# Module maps.
+
+
+def test_a_class_is_found_by_object_text_and_file(made: Path, tmp_path: Path) -> None:
+    own = written(
+        tmp_path, LLAMA_MAP.read_text("utf-8").replace('LlamaForCausalLM": LlamaForCausalLM', 'LlamaForCausalLM": "LlamaForCausalLM"')
+    )
+    updating = written(
+        tmp_path,
+        "from flatlm.authoring.module_map import MODULE_MAP\nfrom map import LlamaForCausalLM\n"
+        "MODULE_MAP.update({'LlamaForCausalLM': LlamaForCausalLM})\n",
+        "updating.py",
+    )
+    for file in (own, updating):
+        assert isinstance(build_config(made, Reading(module_map=file))[0], AuthoredConfig)
+        assert isinstance(build_config(made)[0], ModelConfig)  # a file counts for those who name it
+    for entry in (LlamaForCausalLM, "tests.authoring.llama_modules.LlamaForCausalLM"):
+        MODULE_MAP.update({"LlamaForCausalLM": entry})
+        config, builder = build_config(made)
+        assert isinstance(config, AuthoredConfig)
+        assert builder.family == "LlamaForCausalLM (module map)"
+        assert reference_name(made, length=48) == "eager"  # whatever class of the name transformers has
+        assert pickle.loads(pickle.dumps(config)) == config
+        assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read (No such file or directory): name a Python file"),
+        ("MODULE_MAP = {", "cannot be run: SyntaxError"),
+        ("import nowhere", "cannot be run: ModuleNotFoundError: No module named 'nowhere'"),
+        ("MODULE_MAP = []", "MODULE_MAP must be a dict of architectures and classes, not list"),
+        ("", "has no class for the architecture 'LlamaForCausalLM'"),
+        ("MODULE_MAP = {'LlamaForCausalLm': int}", "did you mean LlamaForCausalLm?"),
+        ("MODULE_MAP = {'LlamaForCausalLM': 'Llama'}", "there is no Llama in the file"),
+        ("MODULE_MAP = {'LlamaForCausalLM': 'nowhere.Llama'}", "the class nowhere.Llama cannot be imported"),
+        ("MODULE_MAP = {'LlamaForCausalLM': 7}", "is not a class"),
+        ("MODULE_MAP = {'LlamaForCausalLM': int}", "cannot be built for"),
+        ("class L:\n def __init__(self, config, ctx_mgr): pass\nMODULE_MAP = {'LlamaForCausalLM': L}", "is not a torch.nn.Module"),
+    ],
+)
+def test_wrong_maps(text: str | None, said: str, made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "map.py" if text is None else written(tmp_path, text)
+    message = refusal(made, path)
+    assert said in message
+    assert "map.py" in message or "nowhere" in message
+
+
+def test_a_class_that_no_other_process_can_import_is_refused(made: Path) -> None:
+    class Local(LlamaForCausalLM):
+        pass
+
+    MODULE_MAP.update({"LlamaForCausalLM": Local})
+    assert "put it into a file of its own, and name that with --module-map (custom_module_map)" in refusal(made)
+
+
+PACKAGE = """
+from flatlm.authoring.config import ConfigBuilder
+{llama}
+class Registered(ConfigBuilder):
+    @classmethod
+    def condition(cls, hf_config):
+        return hf_config.architectures == ["AnotherLlama"]
+"""
+
+
+def test_an_installed_package_is_asked(checkpoint: Path, tmp_path: Path) -> None:
+    """Its entry points are a class for an architecture, and a module that registers; another process finds it again."""
+    site = tmp_path / "site"
+    written_package = site / "outside_models"
+    written_package.mkdir(parents=True)
+    written(written_package, PACKAGE.format(llama=LLAMA_MAP.read_text("utf-8")), "__init__.py")
+    facts = site / "outside_models-1.0.dist-info"
+    facts.mkdir()
+    written(facts, "Metadata-Version: 2.1\nName: outside-models\nVersion: 1.0\n", "METADATA")
+    points = "[flatlm.models]\nOutsideLlama = outside_models:LlamaForCausalLM\nregistered = outside_models\n"
+    written(facts, points, "entry_points.txt")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text((checkpoint / "config.json").read_text("utf-8"), "utf-8")
+    rewrite(checkpoint, architectures=["OutsideLlama"])
+    rewrite(other, architectures=["AnotherLlama"])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    code = (
+        "import json, pickle, sys, flatlm\n"
+        "checks = [flatlm.check_model(path) for path in sys.argv[1:]]\n"
+        "print(json.dumps([[check.problem, check.family, pickle.dumps(check.config).hex()] for check in checks]))"
+    )
+
+    def checked() -> Any:
+        command = [sys.executable, "-c", code, str(checkpoint), str(other)]
+        return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    (problem, family, config), (of_the_other, *_) = checked()
+    assert (problem, family) == (None, "OutsideLlama (module map)")
+    found: ModuleReference = pickle.loads(bytes.fromhex(config)).reference
+    try:
+        assert found.resolve().__name__ == "LlamaForCausalLM"  # this process has no such folder in its path before
+    finally:
+        sys.path[:] = [folder for folder in sys.path if folder != str(site)]
+        sys.modules.pop("outside_models", None)
+    assert "outside_models.Registered takes" in of_the_other
+    written(facts, points.replace("registered = outside_models", "registered = absent_models"), "entry_points.txt")
+    assert "the entry point registered of flatlm.models (absent_models) cannot be imported: ModuleNotFoundError" in checked()[0][0]
+
+
+# Classes that do something wrong.
+
+IN_PLACE = "        self.o_proj.weight.mul_(2)\n        cos, sin = rotary_pos_emb\n"
+NO_TABLE = "input_ids[..., None].repeat(1, 1, 64).float()"
+SPOILT = {
+    "construction": ("config.rms_norm_eps", "config.rms_eps", "AttributeError: {} has no rms_eps"),
+    "forward": ("rotary_pos_emb = (cos[0], sin[0])", "rotary_pos_emb = (cos[1], sin)", "failed on two tokens: IndexError"),
+    "one cache for all": ("past_key_values[index]", "past_key_values[0]", "past_key_values[0] is given to two Attention calls"),
+    "a cache that is not there": ("past_key_values[index]", "past_key_values[index + 1]", "failed on two tokens: IndexError"),
+    "caches of two layers": (
+        "past_key_value[1], attn",
+        "past_key_value[0].layer.step.layers[1][1], attn",
+        "Attention takes past_key_values[layer][0] and past_key_values[layer][1] of one layer",
+    ),
+    "no embedding": ("self.embed_tokens(input_ids)", NO_TABLE, "no parameter is looked up by an embedding"),
+    "in place": (
+        "        cos, sin = rotary_pos_emb\n",
+        IN_PLACE,
+        "forward changes the parameter model.layers.0.self_attn.o_proj.weight in place (mul_)",
+    ),
+    "alibi": ("v_head_size=width)", "v_head_size=width, alibi=True)", "causal attention without ALiBi"),
+    "unread": ("bias=config.mlp_bias", "bias=False", "mlp_bias = true"),
+}
+"""What is written in the class, what stands there instead, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_wrong_classes(case: str, checkpoint: Path, tmp_path: Path) -> None:
+    right, wrong, said = SPOILT[case]
+    text = LLAMA_MAP.read_text("utf-8")
+    assert right in text
+    text = text.replace(right, wrong)
+    rewrite(checkpoint, mlp_bias=case == "unread")
+    message = refusal(checkpoint, written(tmp_path, text))
+    assert said.format(checkpoint / "config.json") in message
+    assert "\n" not in message
+
+
+def test_sizes_that_a_builder_gives_must_be_the_modules(made: Path) -> None:
+    class Mine(ConfigBuilder):
+        heads = 4
+
+        @classmethod
+        def condition(cls, hf_config: ConfigReader) -> bool:
+            return hf_config.model_type in ["llama"]
+
+        @classmethod
+        def build(cls, hf_config: ConfigReader, model_path: Path) -> Sizes:
+            return Sizes(hf_config.hidden_size, 2, cls.heads, hf_config.num_key_value_heads, max_positions=32)
+
+    MODULE_MAP.update({"LlamaForCausalLM": LlamaForCausalLM})
+    assert build_config(made)[0].max_positions == 32
+    Mine.heads = 8
+    assert "says num_attention_heads = 8, the module has 4" in refusal(made)
+
+
+# Plans of weights.
+
+
+def spoil_weights(directory: Path, spoil: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    spoil(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_one_error_lists_all_that_does_not_fit(checkpoint: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.gate_proj.wieght"] = tensors.pop("model.layers.0.mlp.gate_proj.weight")
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
+        del tensors["model.layers.1.self_attn.k_proj.bias"], tensors["lm_head.weight"]
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+
+    spoil_weights(checkpoint, spoil)
+    message = refusal(checkpoint, LLAMA_MAP)
+    for part in (
+        "config.json and the weights do not agree",
+        "model.layers.0.mlp.gate_proj.wieght [96, 64]: load_weights looks for the parameter",
+        "does not fill rows 0 to 95 of the parameter model.layers.0.mlp.gate_up_proj.weight [192, 64]",
+        "model.norm.weight [32]: load_weights raises ValueError: the parameter must be [64], not [32]",
+        "does not fill rows 64 to 95 of the parameter model.layers.1.self_attn.qkv_proj.bias [128]",
+        "does not fill the parameter lm_head.weight [128, 64]",
+    ):
+        assert part in message
+    assert "inv_freq" not in message
+
+
+def test_what_load_weights_passes_over_is_an_error_unless_the_class_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    spoil_weights(checkpoint, lambda tensors: tensors.update({"model.layers.0.extra_gate": torch.ones(3)}))
+    text = LLAMA_MAP.read_text("utf-8").replace('if "rotary_emb.inv_freq" in name:', 'if "extra" in name:')
+    assert "model.layers.0.extra_gate [3] is not used by load_weights" in refusal(checkpoint, written(tmp_path, text))
+    said = text.replace("    support_cuda_graph = True\n", '    ignored_weights = ("*.extra_gate",)\n')
+    check = flatlm.check_model(checkpoint, custom_module_map=written(tmp_path, said))
+    assert check.ok, check.problem
+    assert check.ignored == ("model.layers.0.extra_gate",)
+
+
+def test_a_class_without_load_weights_loads_by_names(made: Path, tmp_path: Path) -> None:
+    """And by `packed_modules_mapping`; the plan is that of the class's own table."""
+    text = LLAMA_MAP.read_text("utf-8")
+    start, stop = text.index("    def load_weights"), text.index("MODULE_MAP =")
+    packed = '{"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}'
+    text = (text[:start] + text[stop:]).replace("    support_cuda_graph = True\n", f"    packed_modules_mapping = {packed}\n")
+    by_names, by_table = (flatlm.check_model(made, custom_module_map=file) for file in (written(tmp_path, text), LLAMA_MAP))
+    assert by_names.ok and by_names.weights == by_table.weights
+    weights = by_table.weights or {}
+    sources = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
+    assert weights["model.layers.0.self_attn.qkv_proj.weight"] == ((128, 64), sources)
+    assert weights["embedding.weight"] == ((128, 64), ("model.embed_tokens.weight",))
+
+
+def test_torch_files_that_hold_more_than_tensors_are_refused(checkpoint: Path) -> None:
+    class Sneaky:
+        def __reduce__(self) -> Any:
+            return (Path.write_text, (checkpoint / "sneaked", "code ran"))
+
+    tensors: dict[str, Any] = dict(load_file(checkpoint / "model.safetensors"))
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(tensors, checkpoint / "pytorch_model.bin")
+    assert flatlm.check_model(checkpoint, custom_module_map=LLAMA_MAP).ok
+    torch.save({**tensors, "more": Sneaky()}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        build_model(checkpoint, reading=Reading(module_map=LLAMA_MAP))
+    assert not (checkpoint / "sneaked").exists()
+
+
+# Exports that cannot be.
+
+
+def test_recipes_that_walk_blocks_are_refused(checkpoint: Path) -> None:
+    text = checkpoint / "text.txt"
+    text.write_text("words")
+    for recipe in ("calibrated_int4_block32", "static_int8"):
+        request = ExportRequest(
+            checkpoint, checkpoint / "x.tflite", get_recipe(recipe), reading=Reading(module_map=LLAMA_MAP), calibration=text
+        )
+        with open_checkpoint(checkpoint) as store, pytest.raises(FlatlmError, match="is calibrated block by block"):
+            plan_export(store, request)
+
+
+def test_a_map_that_is_not_for_the_checkpoint(tmp_path: Path, made: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no class for the architecture 'LlamaForCausalLM' of .*: did you mean GemmaForCausalLM"):
+        build_config(made, Reading(module_map=GEMMA_MAP))

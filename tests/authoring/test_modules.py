@@ -98,5 +98,5 @@ def test_plain_torch_is_exported_by_any_recipe(recipe: str, compiler: CachingCom
         stored = inspect_file(output).weights
         floats = sum(size for scheme, (_, size) in stored.items() if scheme.startswith("float32"))
         assert floats == 4 * NORMS, stored  # every matrix is int8, also the one that no linear reads
-        assert sum(count for count, _ in stored.values()) == 5 + 2 * 6
+        assert sum(count for count, _ in stored.values()) == 2 + 2 * 7
     assert report.parameters == PARAMETERS

@@ -5,6 +5,7 @@ of a tensor to a view of a parameter says exactly which rows go where, however t
 permutation) is kept as a tape of operators, and run again on the real tensors for that parameter alone, when its values are wanted.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
+        self.writers: defaultdict[int, list[Operator]] = defaultdict(list)
+        """The operators that write to a storage, in order."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,6 +89,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = operator.reads - frozenset(map(_storage, changed))
         writes = frozenset(map(_storage, [*outputs, *changed])) - known
         self.operators.append(Operator(func, args, kwargs, outputs, operator.reads, writes))
+        for storage in writes:
+            self.writers[storage].append(self.operators[-1])
         return out
 
     def behind(self, storages: Iterable[int]) -> tuple[list[Operator], frozenset[int]]:
@@ -126,7 +131,7 @@ class Recording:
         storage = _storage(parameter)
         if storage in self.sources:
             return []
-        writes = [operator for operator in self.tape.operators if storage in operator.writes]
+        writes = self.tape.writers[storage]
         if not writes:
             return [(0, parameter.shape[0])]
         if any(storage not in operator.reads for operator in writes):  # it is the result of an operator
@@ -159,9 +164,7 @@ class Recording:
     def _pieces(self, view: View) -> list[View] | None:
         """What was copied into a parameter's rows, from the first row on; None where that is not all that happened to it."""
         placed: list[tuple[int, int, View]] = []
-        for operator in self.tape.operators:
-            if view.storage not in operator.writes:
-                continue
+        for operator in self.tape.writers[view.storage]:
             if operator.function is not _aten.copy_.default or not _lossless(operator.args[1], operator.args[0]):
                 return None
             target, source = operator.args[0], operator.args[1]
@@ -177,7 +180,7 @@ class Recording:
 
     def _copied(self, view: View) -> View | None:
         """The view of another storage that has the same values, where this one is a lossless copy."""
-        writes = [operator for operator in self.tape.operators if view.storage in operator.writes]
+        writes = self.tape.writers[view.storage]
         if len(writes) != 1 or writes[0].function not in _SAME_VALUES or not _lossless(writes[0].args[0], writes[0].outputs[0]):
             return None
         source, copy = View.of(writes[0].args[0]), View.of(writes[0].outputs[0])
@@ -194,6 +197,8 @@ class Recording:
             if behind is None:
                 return None
             view = behind
+        if self.tape.writers[view.storage]:  # the author changed the tensor itself
+            return None
         name = self.sources[view.storage]
         return _rows_of(view, name, shapes[name]) if len(view.size) == dims else None
 

@@ -111,6 +111,20 @@ def in_place(made: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
     made.qkv.weight.data[40:48] += 1
 
 
+def on_the_source(made: Any, merged: Tensor) -> None:
+    load_weight(made.gate_up.weight, merged.mul_(2).add_(1))
+
+
+def backwards(made: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
+    for shard_id, tensor in (("v", v), ("q", q), ("k", k)):
+        load_weight(made.qkv.weight, tensor, shard_id=shard_id)
+
+
+def narrow_parameter(made: Any, merged: Tensor) -> None:
+    made.gate_up.weight = nn.Parameter(torch.empty(48, 12, dtype=torch.float16, device=merged.device), requires_grad=False)
+    made.gate_up.weight.data.copy_(merged)
+
+
 def with_zeros(made: Any, bias: Tensor) -> None:
     made.gate_up.bias.data.zero_()
     made.gate_up.bias.data[24:].copy_(bias[:24])
@@ -134,6 +148,7 @@ class Hook:
 
 HOOKS = {
     "stacked": Hook(only("q", "k", "v")(rows), "qkv.weight", True),
+    "stacked backwards": Hook(only("q", "k", "v")(backwards), "qkv.weight", True),
     "merged already": Hook(only("fused")(lambda made, t: load_weight(made.qkv.weight, t)), "qkv.weight", True),
     "split": Hook(only("fused")(lambda made, t: rows(made, *made.qkv.weight.weight_spliter(t))), "qkv.weight", True),
     "halves": Hook(only("gate", "up")(halves), "gate_up.weight", True),
@@ -149,6 +164,8 @@ HOOKS = {
     "bias": Hook(only("bias")(lambda made, t: load_weight(made.gate_up.bias, t)), "gate_up.bias", True),
     "turned pairs": Hook(only("q", "k", "v")(turned_pairs), "qkv.weight", False),
     "in place": Hook(only("q", "k", "v")(in_place), "qkv.weight", False),
+    "on the source": Hook(only("merged")(on_the_source), "gate_up.weight", False),
+    "narrow parameter": Hook(only("merged")(narrow_parameter), "gate_up.weight", False),
     "zeros": Hook(only("bias")(with_zeros), "gate_up.bias", False),
     "column by column": Hook(only("conv")(columns), "gate_up.weight", False),
     "grouped": Hook(only("fused")(grouped), "qkv.weight", False),
@@ -165,6 +182,7 @@ class Counted:
 
     def __init__(self, store: TensorStore) -> None:
         self._store, self.read_elements = store, 0
+        self._whole: dict[str, Tensor] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -175,7 +193,8 @@ class Counted:
         return out
 
     def read(self, name: str) -> Tensor:
-        out = self._store.read(name)
+        """One object for all who ask: none of them may change it."""
+        out = self._whole.setdefault(name, self._store.read(name))
         self.read_elements += out.numel()
         return out
 
@@ -207,6 +226,7 @@ def test_the_plan_gives_what_the_code_gives(hook: Hook, checkpoint: Path) -> Non
         cuts = [0, 1, 7, 24, expected.shape[0]]
         got = torch.cat([source.rows(start, stop).float() for start, stop in pairwise(cuts)])
         assert torch.equal(got, expected)
+        assert getattr(source, "_values", None) is None  # nothing is kept
         assert torch.equal(source.rows(3, 9).float(), expected[3:9])  # also after all were taken
 
 

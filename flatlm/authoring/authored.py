@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from flatlm.authoring.config import AuthoredConfig, ModelConfig, require_sizes
 from flatlm.authoring.module_map import ModuleReference
 from flatlm.authoring.modules.attention import Attention
+from flatlm.authoring.modules.rotary import RotaryEmbedding
 from flatlm.authoring.step import Step, StepContext, StepContextManager
 from flatlm.authoring.weight_calls import Uses, WeightCalls
 from flatlm.errors import ConfigError, FlatlmError
@@ -46,6 +47,9 @@ class AuthoredModel(nn.Module):
         self.config, self.geometry = config, geometry
         self.context = StepContextManager()
         self.module = construct(config.reference, ConfigReader(json.loads(config.values), config.source), self.context)
+        for each in self.module.modules():
+            if isinstance(each, RotaryEmbedding):
+                each.tables(geometry.length)
         self._shared = [names for names in _aliases(self.module) if len(names) > 1]
         self._file_names = dict(config.names)
 

@@ -24,7 +24,7 @@ class AuthoredModules:
 
     def load_plan(self, config: AuthoredConfig, checkpoint: TensorStore, names: TensorNames) -> LoadPlan:
         """What the class's `load_weights` does. Raises CheckpointError."""
-        return plan_weights(self.build(config, config.max_positions), checkpoint)
+        return plan_weights(self.build(config, 2), checkpoint)
 
     def build(self, config: AuthoredConfig, length: int) -> AuthoredModel:
         """With whole caches of `length` slots."""

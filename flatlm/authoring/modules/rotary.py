@@ -63,13 +63,13 @@ class RotaryEmbedding(nn.Module):
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rows(current_step().length)
+        cos, sin = self.tables(current_step().length)
         ids, width = position_ids.reshape(-1).to(torch.int32), self.config.head_dim
         shape = (*position_ids.shape, width)
         return ops.take(cos, ids, 0).reshape(shape), ops.take(sin, ids, 0).reshape(shape)
 
-    def _rows(self, length: int) -> tuple[Tensor, Tensor]:
-        """The tables for a context of `length` positions, [length, R] each."""
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for a context of `length` positions, [length, R] each; computed once, and never while a graph is traced."""
         if length not in self._tables:
             cos, signed = rope_tables(self.config, length)
             half = self.config.head_dim // 2

@@ -213,8 +213,9 @@ def named(values: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_parameters_called_by_name_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, ids = Zoo(), torch.tensor([[1, 5, 7]], dtype=torch.int32)
+    generator = torch.Generator().manual_seed(0)
     for parameter in zoo.parameters():
-        nn.init.normal_(parameter)
+        nn.init.normal_(parameter, std=0.2, generator=generator)
     expected = zoo(ids)
     renamed = {"table.weight": "embedding.weight"}
     values = {renamed.get(name, name): parameter.detach() for name, parameter in zoo.named_parameters()}

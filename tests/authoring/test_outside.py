@@ -129,6 +129,13 @@ def test_builders_from_outside_are_asked_first_and_in_order(made: Path) -> None:
     assert flatlm.check_model(made).family == "second"
 
 
+def test_what_a_condition_looks_at_does_not_count_as_read(checkpoint: Path) -> None:
+    members = {"condition": staticmethod(lambda hf_config: hf_config.odd_key == 2)}
+    type("Mine", (ConfigBuilder,), members)
+    rewrite(checkpoint, odd_key=1)
+    assert "odd_key = 1" in refusal(checkpoint)
+
+
 def test_a_builder_of_a_users_file_is_for_those_who_name_it(tmp_path: Path) -> None:
     gemma(tmp_path)
     assert build_config(tmp_path, Reading(module_map=GEMMA_BLOCKS))[1].family == "my_gemma"

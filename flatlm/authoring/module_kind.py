@@ -7,7 +7,6 @@ from flatlm.authoring.config import AuthoredConfig
 from flatlm.authoring.module_graph import AuthoredGraph
 from flatlm.authoring.weight_plan import plan_weights
 from flatlm.convert.signatures import signature_specs
-from flatlm.errors import RecipeError
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
@@ -31,12 +30,7 @@ class AuthoredModules:
         return AuthoredModel(config, CacheGeometry(min(length, config.max_positions)))
 
     def graph(self, config: AuthoredConfig, request: "ExportRequest") -> GraphPlan:
-        """`prefill_<T>` for each length, and `decode`. Raises ExportError; RecipeError for a recipe that walks a model's blocks."""
-        if request.recipe.calibrated or request.recipe.method.rotate:
-            raise RecipeError(
-                f"recipe {request.recipe.name!r} is calibrated block by block, which the class {config.reference} cannot be: use a recipe "
-                "that needs no text"
-            )
+        """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
         length = cache_length(request, config.max_positions)
         lengths = prefill_lengths(request, length)
         geometry = CacheGeometry(length, max(lengths), cache_dtype(request))

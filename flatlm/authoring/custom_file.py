@@ -3,7 +3,6 @@
 The file is code, and is run: only where the user has named it, never because it lies in a checkpoint's directory.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any
 from flatlm.authoring.author_code import author_code
 from flatlm.authoring.compute_graph.builder import build_flow
 from flatlm.authoring.compute_graph.calls import ComputeGraph
+from flatlm.authoring.user_code import load_file
 from flatlm.errors import CustomModelError
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.config_reader import ConfigReader
@@ -65,24 +65,18 @@ def custom_builder(path: Path) -> GraphBuilder | FamilyBuilder:
     """What builds the configuration of the model in a file. Raises CustomModelError, naming the file and where it can its line."""
     model = load_model_class(path)
     if issubclass(model, ComputeGraph):
-        return GraphBuilder(model, path)
+        return GraphBuilder(model, path.resolve())
     names = getattr(model, "tensor_names", None)
     if not isinstance(names, TensorNames):
         raise CustomModelError(f"{path}: {model.__name__} has no tensor_names: set them to a flatlm.utilities.tensor_names.TensorNames")
-    return FamilyBuilder(model, path, names, getattr(model, "family", model.__name__))
+    return FamilyBuilder(model, path.resolve(), names, getattr(model, "family", model.__name__))
 
 
 def load_model_class(path: Path) -> type[Any]:
     """The file's `__model__`. Builders that it defines are not registered: they are for the checkpoint at hand only."""
-    if not path.is_file():
-        raise CustomModelError(f"--custom {path}: {'is not a file' if path.exists() else 'there is no such file'}")
-    module = ModuleType(f"flatlm_custom_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for it
     registered = list(ConfigBuilder._builders)
     try:
-        with author_code(path, "the file"):
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        module = load_file(path)
     finally:
         ConfigBuilder._builders[:] = registered
     return _model_of(module, path)

@@ -6,33 +6,38 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from flatlm.errors import ConfigError
+from flatlm.authoring.author_code import author_code
+from flatlm.errors import CustomModelError
 
 PREFIX = "flatlm_user_code_"
 """How the names of such modules begin."""
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module that a file is. Run again only where the file has changed. Raises ConfigError for a file that cannot be run."""
+    """The module that a file is. Run again only where the file has changed.
+
+    Raises CustomModelError, with the line, for a file that cannot be run.
+    """
     path = path.resolve()
     try:
         digest = sha256(f"{path}\0".encode() + path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a Python file") from error
+        raise CustomModelError(f"{path} cannot be read ({error.strerror}): name a Python file") from error
     name = f"{PREFIX}{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file: its name must end in .py")
+        raise CustomModelError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # where dataclasses look for it
     sys.path.insert(0, str(path.parent))  # as for a script: it may import what lies beside it
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+        with author_code(path, "the file"):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[name]
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+        raise
     finally:
         sys.path.remove(str(path.parent))
     return module

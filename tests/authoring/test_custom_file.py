@@ -84,9 +84,9 @@ def test_what_build_raises_names_file_and_line(name: str, checkpoint: Path, tmp_
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CustomModelError, match="there is no such file"):
+    with pytest.raises(CustomModelError, match="No such file or directory"):
         load_model_class(tmp_path / "nowhere.py")
-    with pytest.raises(CustomModelError, match="is not a file"):
+    with pytest.raises(CustomModelError, match="Is a directory"):
         load_model_class(tmp_path)
 
 

@@ -198,8 +198,8 @@ def test_a_class_is_found_by_object_text_and_file(made: Path, tmp_path: Path) ->
     ("text", "said"),
     [
         (None, "cannot be read (No such file or directory): name a Python file"),
-        ("MODULE_MAP = {", "cannot be run: SyntaxError"),
-        ("import nowhere", "cannot be run: ModuleNotFoundError: No module named 'nowhere'"),
+        ("MODULE_MAP = {", "map.py:1: SyntaxError"),
+        ("import nowhere", "map.py:1: the file raised ModuleNotFoundError: No module named 'nowhere'"),
         ("MODULE_MAP = []", "MODULE_MAP must be a dict of architectures and classes, not list"),
         ("", "has no class for the architecture 'LlamaForCausalLM'"),
         ("MODULE_MAP = {'LlamaForCausalLm': int}", "did you mean LlamaForCausalLm?"),

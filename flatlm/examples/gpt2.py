@@ -5,6 +5,7 @@ Reference: transformers.GPT2LMHeadModel. Paper: Radford et al. 2019, "Language M
 
 from pathlib import Path
 
+from flatlm.errors import CheckpointError
 from flatlm.layers.config import (
     AttentionConfig,
     BlockConfig,
@@ -94,8 +95,11 @@ def _has_qkv_bias(model_path: Path) -> bool:
     """Some were trained without this bias (it is zero for the reference then), and no key of config.json says so: one layer's is enough
     to ask for every layer's.
     """
-    with open_checkpoint(model_path) as checkpoint:
-        return any(name.endswith("attn.c_attn.bias") for name in checkpoint.tensors)
+    try:
+        with open_checkpoint(model_path) as checkpoint:
+            return any(name.endswith("attn.c_attn.bias") for name in checkpoint.tensors)
+    except CheckpointError:  # who reads the weights says so; a configuration by itself has the bias
+        return True
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def read_spans(tokens: Iterable[TokenLabel], text: str) -> tuple[Span, ...]:
     label are one stretch.
     """
     spans: list[Span] = []
-    kind, first, last = None, 0, 0
+    kind: str | None = None
+    first = last = 0
 
     def close() -> None:
         nonlocal kind

@@ -71,6 +71,11 @@ class ConfigReader:
             raise ConfigError(f"{directory} is not a directory: give a checkpoint directory with config.json, weights and tokenizer")
         if not path.is_file():
             raise ConfigError(f"{path} is missing: a checkpoint directory holds config.json beside its weights")
+        return cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ConfigReader":
+        """Read a JSON object. Raises ConfigError, OSError."""
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: this is not a model's configuration")
         try:
@@ -220,6 +225,14 @@ class ConfigReader:
     def skip(self, *keys: str) -> None:
         """Count keys as read: their values are known not to matter here."""
         self._read.update(keys)
+
+    def heeds(self, key: str) -> bool:
+        """Whether the key was read, or is known not to change numbers."""
+        return key in self._read or key in INERT_KEYS
+
+    def keys_read(self) -> list[str]:
+        """All keys that were asked for, whether or not they are there."""
+        return sorted(self._read)
 
     def unread(self, ignored: Iterable[str] = ()) -> str:
         """The keys, with their values, that were not read, are not inert, and are not in `ignored`; '' where there are none."""

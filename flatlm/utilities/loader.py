@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.carried import IntegerRows, StoredIntegers, concatenate, merge
+from flatlm.utilities.checkpoints.blank import BlankStore
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import IntegerStore
@@ -195,6 +196,8 @@ def plan_slots(
     `ignored`: patterns of tensors that are left out, beside those of `names`; `vocab_size`: how many rows the embedding should have.
     Raises one CheckpointError that lists every missing, misshapen, unreadable or unused tensor.
     """
+    if isinstance(checkpoint, BlankStore):
+        checkpoint.provide(slots)
     used = {part.tensor for slot in slots for part in slot.parts}
     rest = [name for name in checkpoint.tensors if name not in used]
     patterns = [*names.ignored, *ignored]

@@ -364,7 +364,11 @@ def _not_supported(hf_config: ConfigReader) -> ConfigError:
 
 def build_config(directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, type[ConfigBuilder]]:
     """Read a checkpoint's config.json into the model's configuration, and say which builder did. Raises ConfigError."""
-    reader = ConfigReader.from_directory(directory)
+    return config_from(ConfigReader.from_directory(directory), directory, reading)
+
+
+def config_from(reader: ConfigReader, directory: Path, reading: Reading = AS_IT_SAYS) -> tuple[Any, type[ConfigBuilder]]:
+    """The same, of values that were read already. Raises ConfigError."""
     reader.task = reading.task
     if reading.custom is not None:
         builder = importlib.import_module(CUSTOM_FILES).custom_builder(reading.custom)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from flatlm.errors import TokenizerError
 from flatlm.utilities.chat_template import render_chat
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
+from flatlm.utilities.encoded_text import EncodedText
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
 from flatlm.utilities.tokenizer_conversion import model_for_bundle
 from flatlm.utilities.tokenizer_cpm import CpmBackend
@@ -125,11 +126,14 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, with BOS and the like as transformers adds them. Raises TokenizerError for what is not Unicode text."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"the text is not valid Unicode: {error.reason} at character {error.start}; pass UTF-8") from error
+        _require_unicode(text)
         return self._backend.encode(text, add_special_tokens)
+
+    def encode_text(self, text: str, pair: str | None = None) -> EncodedText:
+        """The ids of a text, or of a pair of texts as their model reads pairs, and where each token is. Raises TokenizerError."""
+        for part in (text, pair or ""):
+            _require_unicode(part)
+        return self._backend.encode_text(text, pair)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ids. Ids beyond the vocabulary are left out, and special tokens by default; bytes that are no UTF-8 become U+FFFD."""
@@ -194,6 +198,13 @@ class StreamDecoder:
         if len(self._window) > self._SHRINK:
             self._window = self._window[-self._KEEP :]
             self._given = self._backend.decode(self._window).rstrip("\ufffd")
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"the text is not valid Unicode: {error.reason} at character {error.start}; pass UTF-8") from error
 
 
 def _no_tokenizer(directory: Path) -> str:

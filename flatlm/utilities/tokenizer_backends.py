@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flatlm.errors import TokenizerError
+from flatlm.utilities.encoded_text import EncodedText
 from flatlm.utilities.tokenizer_conversion import model_from_bundle
 from flatlm.utilities.tokenizer_settings import AddedToken, TokenizerSettings
 
@@ -30,6 +31,9 @@ class Backend(Protocol):
     own_eos: int | None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+
+    def encode_text(self, text: str, pair: str | None) -> EncodedText:
+        """With special tokens, and with the places of all tokens."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Without special tokens, or with them; an id that the vocabulary lacks, as a padded model may produce, decodes to nothing."""
@@ -91,6 +95,12 @@ class HfBackend:
         with _library_errors(self._source, "encode this text with it"):
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_text(self, text: str, pair: str | None) -> EncodedText:
+        with _library_errors(self._source, "encode this text with it"):
+            found = self._tokenizer.encode(text, pair)
+            offsets = tuple((int(start), int(end)) for start, end in found.offsets)
+            return EncodedText(tuple(found.ids), tuple(found.type_ids), offsets, tuple(found.sequence_ids))
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         with _library_errors(self._source, "decode with it"):
             return str(self._tokenizer.decode([i for i in ids if 0 <= i < 2**32], skip_special_tokens=skip_special_tokens))
@@ -146,7 +156,7 @@ class SentencePieceBackend:
             self._bare = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
         except RuntimeError as error:
             raise TokenizerError(f"{source}: is not a SentencePiece model ({error}); {_CONVERT}") from error
-        self._data, self._settings = data, settings
+        self._data, self._settings, self._source = data, settings, source
         pieces = range(self._model.get_piece_size())
         self._hidden = {i for i in pieces if self._model.is_control(i) or self._model.is_unknown(i) or self._model.is_unused(i)}
         self._special = {self._model.id_to_piece(i): i for i in self._hidden if not self._model.is_unused(i)}
@@ -189,6 +199,28 @@ class SentencePieceBackend:
 
     def _ids(self, tokens: Sequence[str]) -> list[int]:
         return [found for token in tokens if (found := self.token_id(token)) is not None]
+
+    def encode_text(self, text: str, pair: str | None) -> EncodedText:
+        """Each text between the special tokens of a text by itself. TokenizerError where a text has special tokens in it."""
+        tokens: list[tuple[int, tuple[int, int], int | None]] = [(token, (0, 0), None) for token in self._before]
+        for which, part in enumerate(part for part in (text, pair) if part is not None):
+            found = list(self._placed(part))
+            if [token for token, _ in found] != list(self._pieces(part)):
+                raise TokenizerError(f"{self._source}: where the tokens of a text with special tokens in it are is not known; {_CONVERT}")
+            tokens += [(token, place, which) for token, place in found]
+            tokens += [(token, (0, 0), None) for token in self._after]
+        ids, offsets, sequence = zip(*tokens, strict=True) if tokens else ((), (), ())
+        return EncodedText(ids, (0,) * len(ids), offsets, sequence)
+
+    def _placed(self, text: str) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Ids, each with the characters that it covers; of the bytes of one character, the last covers it."""
+        from sentencepiece.sentencepiece_pb2 import SentencePieceText
+
+        model = self._bare if self._settings.prefix == "never" else self._model
+        end = 0
+        for piece in SentencePieceText.FromString(model.encode(text, out_type="serialized_proto")).pieces:
+            start, end = end, end + len(piece.surface)
+            yield piece.id, (start, end)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         model = self._bare if self._settings.prefix == "never" else self._model

@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AutoLoader": "flatlm.tasks.auto_loader",
     "ComputeGraph": "flatlm.authoring.compute_graph",
     "EngineConfig": "flatlm.generative.pipeline",
     "GenerationConfig": "flatlm.generative.pipeline",

@@ -1,0 +1,38 @@
+"""embedding: where texts lie, so that near ones mean nearly the same."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flatlm.tasks.reading import Array, ReadingTask
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """`similarity`: the cosine of the vector with that of the second text, where one was given."""
+
+    vector: tuple[float, ...]
+    similarity: float | None = None
+
+
+class EmbeddingTask(ReadingTask):
+    """The pooling, and whether vectors have the length 1, are in the graph, as the checkpoint says them."""
+
+    pairs: ClassVar[bool] = True
+
+    def predict(self, text: str, *, pair: str | None = None, truncate: bool = False, **ignored: Any) -> Embedding:
+        """A text's vector, and how near a second one is to it."""
+        vector = self.vector(text, truncate=truncate)
+        other = None if pair is None else self.vector(pair, truncate=truncate)
+        return Embedding(tuple(map(float, vector)), None if other is None else cosine(vector, other))
+
+    def vector(self, text: str, *, truncate: bool = False) -> Array:
+        """A text's vector, [D] float32."""
+        return self.read(self.encode(text, truncate=truncate), "embedding")
+
+
+def cosine(a: Array, b: Array) -> float:
+    """Of the angle between two vectors; 0 where one has no length."""
+    lengths = float(np.linalg.norm(a.astype(np.float64)) * np.linalg.norm(b.astype(np.float64)))
+    return float(a.astype(np.float64) @ b.astype(np.float64)) / lengths if lengths else 0.0

@@ -1,0 +1,100 @@
+"""Tasks that write: a text goes in, a text comes out, whatever kind of model the file holds.
+
+A decoder continues the prompt; an encoder-decoder reads it and writes another text; a model that fills blanks fills those of the prompt, or
+one at its end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatlm.errors import RuntimeFileError
+from flatlm.generative.generate import FinishReason, Generation
+from flatlm.generative.sampling import Sampler
+from flatlm.tasks.runner import TaskRunner
+from flatlm.tasks.table import DECODER, ENCODER_DECODER, INFILLING, TaskRecord, load
+from flatlm.utilities.tokenizer import Tokenizer
+
+DEFAULT_NEW_TOKENS = 128
+TEXT = "{text}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, without the token that ended it. `filled`: the whole text, of a model that fills blanks."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    filled: str | None = None
+
+
+Write = Callable[[str, int, Sampler], Written]
+
+
+class WritingTask(TaskRunner):
+    """lm, seq2seq, title-generation, poetry: they differ in what the model was trained for, and in the prompt."""
+
+    def __init__(self, file: Path, task: TaskRecord, manifest: Mapping[str, Any], tokenizer: Tokenizer, *, threads: int | None) -> None:
+        super().__init__(file, task, manifest, tokenizer, threads=threads)
+        self._runner, self._write = _WRITERS[str(manifest.get("kind", DECODER))](file, tokenizer, threads)
+
+    def predict(
+        self, text: str, *, prompt: str = TEXT, max_new_tokens: int = DEFAULT_NEW_TOKENS, sampler: Sampler | None = None, **ignored: Any
+    ) -> Written:
+        """What the model writes about a text, greedily unless a sampler is given.
+
+        `prompt`: what is around the text, such as "summarize: {text}"; the model's training says which. Raises RuntimeFileError where it
+        is too long for the file.
+        """
+        if TEXT not in prompt:
+            raise RuntimeFileError(f"the prompt {prompt[:40]!r} has no {TEXT}, where the text goes")
+        return self._write(prompt.replace(TEXT, text), max_new_tokens, sampler or Sampler())
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def _decoder(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
+    from flatlm.generative.generate import generate
+    from flatlm.generative.runner import Runner
+
+    return _asked(Runner.open(file, threads=threads), generate, tokenizer)
+
+
+def _encoder_decoder(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
+    folder = "flatlm.generative.encoder_decoders"
+    return _asked(load(f"{folder}.runner:EncoderDecoderRunner").open(file, threads=threads), load(f"{folder}.generate:generate"), tokenizer)
+
+
+def _asked(runner: Any, generate: Callable[..., Generation], tokenizer: Tokenizer) -> tuple[Any, Write]:
+    """A runner that writes one text about another."""
+
+    def write(prompt: str, most: int, sampler: Sampler) -> Written:
+        found = generate(runner, tokenizer, tokenizer.encode(prompt), max_new_tokens=most, sampler=sampler)
+        return Written(found.text, found.token_ids, found.prompt_token_ids, found.finish_reason)
+
+    return runner, write
+
+
+def _infilling(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
+    folder = "flatlm.generative.infilling"
+    runner = load(f"{folder}.runner:InfillingRunner").open(file, threads=threads)
+    context, fill = load(f"{folder}.fill:Context"), load(f"{folder}.fill:fill")
+
+    def write(prompt: str, most: int, sampler: Sampler) -> Written:
+        found = fill(runner, tokenizer, context.of(tokenizer, prompt), max_new_tokens=most, sampler=sampler)
+        answers = "\n".join(span.text for span in found.spans)
+        return Written(answers, found.token_ids, found.prompt_token_ids, found.finish_reason, found.text)
+
+    return runner, write
+
+
+_WRITERS: Mapping[str, Callable[[Path, Tokenizer, int | None], tuple[Any, Write]]] = {
+    DECODER: _decoder,
+    ENCODER_DECODER: _encoder_decoder,
+    INFILLING: _infilling,
+}
+"""Of a kind of file: its runner, and how it writes."""

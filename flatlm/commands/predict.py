@@ -7,7 +7,12 @@ from typing import Any
 
 from flatlm.commands import base
 from flatlm.errors import RuntimeFileError
+from flatlm.tasks.classifying import Classification, Match
+from flatlm.tasks.embedding import Embedding
+from flatlm.tasks.labeling import Labeling
+from flatlm.tasks.masked import Filled
 from flatlm.tasks.runner import open_task
+from flatlm.tasks.writing import Written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,28 +49,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(found: Any) -> list[str]:
     """A record as lines to read: what it says first, then the parts of it."""
-    match type(found).__name__:
-        case "Written":
+    match found:
+        case Written():
             return [found.text if found.filled is None else found.filled]
-        case "Filled":
+        case Filled():
             each = [f"  {place.start}: " + ", ".join(f"{c.token} {c.probability:.4f}" for c in place.candidates) for place in found.places]
             return [found.text, *each]
-        case "Embedding":
+        case Embedding():
             shown = ", ".join(f"{number:.4f}" for number in found.vector[:8])
             return [f"{len(found.vector)} dimensions: {shown}{', ...' if len(found.vector) > 8 else ''}", *_similarity(found.similarity)]
-        case "Classification":
+        case Classification():
             return [_classification(found)]
-        case "Match":
+        case Match():
             return [f"match {found.probability:.4f} ({found.positive}); {_classification(found.classification)}"]
-        case _:
+        case Labeling():
             return [f"{span.start}-{span.end} {span.label}: {span.text}" for span in found.spans] or ["nothing is marked"]
+    raise AssertionError(f"no words for a {type(found).__name__}")
 
 
 def _similarity(value: float | None) -> list[str]:
     return [] if value is None else [f"cosine similarity {value:.4f}"]
 
 
-def _classification(found: Any) -> str:
+def _classification(found: Classification) -> str:
     if found.score is not None:
         return f"{found.label} {found.score:.4f}"
     return ", ".join(f"{label} {value:.4f}" for label, value in sorted(found.probabilities.items(), key=lambda item: -item[1]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from flatlm.errors import ConfigError
 from flatlm.tasks.forward import Forward, forward_of
@@ -19,11 +19,13 @@ from flatlm.utilities.checkpoints.blank import DEFAULT_SPREAD, BlankStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.crf_facts import crf_tensors
 from flatlm.utilities.kinds.table import kind_of
 from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import config_from
 from flatlm.utilities.slots import Slot
+from flatlm.utilities.unpacking import checkpoint_tensors
 
 TRAINING_ONLY = frozenset({"checkpoint_activations", "checkpoint_num_layers", "device", "only_download_config"})
 """Arguments that FlagAI's scripts pass to a constructor and that no number of a forward pass depends on."""
@@ -34,14 +36,18 @@ EAGER_LENGTH = 512
 class BaseModel(nn.Module):
     """A model with its head. Subclasses (`flatlm.tasks.models`) differ in the families and the task that they are for: their `record`.
 
-    `config`: the values of config.json, overrides among them. `module`: the re-authored model, whose parameters FlatLM names.
+    `config`: the values of config.json, overrides among them. `module`: the re-authored model, whose parameters FlatLM names. `crf`: the
+    tensors of a CRF that the checkpoint has behind its labels, which no forward pass reads.
     """
 
     record: ClassVar[ModelRecord] = ModelRecord("BaseModel")
 
-    def __init__(self, values: Mapping[str, Any], module: nn.Module, slots: tuple[Slot, ...], family: str) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], module: nn.Module, slots: tuple[Slot, ...], family: str, crf: Mapping[str, Tensor]
+    ) -> None:
         """Use `from_pretrained`, `from_pretrain` or `init_from_json`."""
         super().__init__()
+        self.crf = dict(crf)
         self.config = dict(values)
         self.family = family
         self.module = module
@@ -104,7 +110,8 @@ class BaseModel(nn.Module):
         loader = ModelLoader(checkpoint, builder.tensor_names)
         module = kind_of(config).build(config, EAGER_LENGTH)
         plan = loader.load(module)
-        return cls(reader.values, module, tuple(weight.slot for weight in plan.weights.values()), builder.family)
+        slots = tuple(weight.slot for weight in plan.weights.values())
+        return cls(reader.values, module, slots, builder.family, crf_tensors(checkpoint))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors, as `from_pretrained`, `flatlm export` and transformers read them.
@@ -112,8 +119,8 @@ class BaseModel(nn.Module):
         The directory is created; each file appears whole or not at all. Loading gives the same parameters, bit for bit. A tokenizer is not
         written: copy its files beside them. Raises OutputError.
         """
-        parameters = dict(self.module.named_parameters())
-        save_checkpoint(Path(directory), self.config, self._slots, parameters)
+        tensors = checkpoint_tensors(self._slots, dict(self.module.named_parameters()))
+        save_checkpoint(Path(directory), self.config, {**tensors, **self.crf})
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
         """What the model makes of inputs given by keyword, such as input_ids [B, T]; keywords that it does not know are ignored.

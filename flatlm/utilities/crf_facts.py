@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flatlm.errors import CheckpointError
@@ -17,6 +18,8 @@ from flatlm.utilities.checkpoints.store import TensorStore
 _PARTS = ("transitions", "start_transitions", "end_transitions")
 CRF_TENSORS = (*(f"*crf.{part}" for part in _PARTS), "*crf_layer.trans")
 """Patterns (fnmatch) of all names that `read_crf` reads: pytorch-crf's module under the name `crf`, and FlagAI's layer."""
+LABELS_TOKENS = "token-classification"
+"""The task of an encoder, as its facts name it, whose labels a CRF decodes."""
 MAX_LABELS = 96
 """Of a CRF that fits a manifest."""
 NEVER = -1e5
@@ -47,6 +50,11 @@ def read_crf(checkpoint: TensorStore, labels: int) -> dict[str, Any] | None:
             f"{checkpoint.directory}: a CRF over {labels} labels does not fit the manifest, which holds up to {MAX_LABELS}"
         )
     return encode_crf(*arrays)
+
+
+def crf_tensors(checkpoint: TensorStore) -> dict[str, torch.Tensor]:
+    """The CRF's tensors as they are, by their names."""
+    return {name: checkpoint.read(name) for name in _named(checkpoint.tensors).values()}
 
 
 def encode_crf(transitions: Array, start: Array, end: Array) -> dict[str, Any]:

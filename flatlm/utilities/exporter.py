@@ -31,6 +31,7 @@ from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.crf_facts import LABELS_TOKENS, read_crf
 from flatlm.utilities.digests import file_digest
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.table import kind_of
@@ -265,6 +266,7 @@ def _manifest(request: ExportRequest, plan: ExportPlan, checkpoint: TensorStore,
         "ignored_config_keys": list(request.reading.ignored_config_keys),
         **plan.shape.facts,
         **_custom(request.reading),
+        **_crf(plan, checkpoint),
         **({"integers": plan.layout.carry.to_dict()} if plan.layout.carry else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
@@ -275,6 +277,13 @@ def _custom(reading: Reading) -> dict[str, Any]:
     if reading.custom is None:
         return {}
     return {"custom": {"file": reading.custom.name, "sha256": file_digest(reading.custom)}}
+
+
+def _crf(plan: ExportPlan, checkpoint: TensorStore) -> dict[str, Any]:
+    """What decodes the labels of tokens, where the checkpoint has more than their scores."""
+    facts = plan.shape.facts
+    found = read_crf(checkpoint, len(facts["labels"])) if facts.get("task") == LABELS_TOKENS and "labels" in facts else None
+    return {} if found is None else {"crf": found}
 
 
 def _tokenizer(checkpoint: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import IntegerStore
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.crf_facts import CRF_TENSORS
 from flatlm.utilities.kinds.table import kind_of
 from flatlm.utilities.slots import Indices, Part, Slot
 from flatlm.utilities.tensor_names import TensorNames
@@ -200,7 +201,7 @@ def plan_slots(
         checkpoint.provide(slots)
     used = {part.tensor for slot in slots for part in slot.parts}
     rest = [name for name in checkpoint.tensors if name not in used]
-    patterns = [*names.ignored, *ignored]
+    patterns = [*names.ignored, *ignored, *CRF_TENSORS]  # a CRF is no part of the graph: the manifest has it
     zeros = checkpoint.zero_biases() if isinstance(checkpoint, IntegerStore) else frozenset()
     left_out = tuple(name for name in rest if name in zeros or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
     problems = list(dict.fromkeys(_problems(slots, checkpoint)))

@@ -10,6 +10,7 @@ from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import build_config
 
 if TYPE_CHECKING:
+    from flatlm.convert.worker import Compiler
     from flatlm.tasks.base_model import BaseModel
     from flatlm.tasks.runner import TaskRunner
     from flatlm.utilities.exporter import ExportReport
@@ -48,18 +49,27 @@ class AutoLoader:
         """Raises TokenizerError."""
         return self._tokenizer
 
-    def export(self, path: str | Path, *, recipe: str = "dynamic_int8", verify: bool = True, **request: Any) -> "ExportReport":
+    def export(
+        self,
+        path: str | Path,
+        *,
+        recipe: str = "dynamic_int8",
+        verify: bool = True,
+        compiler: "Compiler | None" = None,
+        **request: Any,
+    ) -> "ExportReport":
         """Export the checkpoint for the task, to a .tflite file or a .litertlm bundle, and prove it.
 
         `recipe`: a recipe's name, or a recipe.json. `request`: other fields of an `ExportRequest`, such as prefill_lengths. What
-        `get_model` gave and was changed since is not what is exported: save it, and export that. Raises FlatlmError, VerificationFailed.
+        `get_model` gave and was changed since is not what is exported: save it, and export that. `compiler`: as `exporter.export` has it.
+        Raises FlatlmError, VerificationFailed.
         """
         from flatlm.generative.prove import prover
         from flatlm.utilities.exporter import ExportRequest, export
         from flatlm.utilities.recipe_file import find_recipe
 
         asked = ExportRequest(self.directory, Path(path), find_recipe(recipe), reading=self.reading, **request)
-        return export(asked, prove=prover(asked) if verify else None)
+        return export(asked, prove=prover(asked) if verify else None, compiler=compiler)
 
     def runner(self, path: str | Path, *, threads: int | None = None) -> "TaskRunner":
         """The task's runner on a file that `export` wrote, with this model's tokenizer. Raises RuntimeFileError."""

@@ -29,7 +29,7 @@ from flatlm.utilities.unpacking import checkpoint_tensors
 
 TRAINING_ONLY = frozenset({"checkpoint_activations", "checkpoint_num_layers", "device", "only_download_config"})
 """Arguments that FlagAI's scripts pass to a constructor and that no number of a forward pass depends on."""
-EAGER_LENGTH = 512
+EAGER_LENGTH = 1024
 """Tokens that a model's caches would have room for, where it has caches: a forward pass uses none."""
 
 

@@ -24,8 +24,8 @@ MODELS = {
         ModelRecord("BertForSequenceLabelingCRF", BERTS, "sequence-labeling"),
         ModelRecord("T5Model", ("t5", "mt5")),
         ModelRecord("BartModel", ("bart", "mbart")),
-        ModelRecord("GLMModel", ("glm_infilling",)),
-        ModelRecord("GLMForSeq2Seq", ("glm_infilling",)),
+        ModelRecord("GLMModel", ("glm_blank_infilling",)),
+        ModelRecord("GLMForSeq2Seq", ("glm_blank_infilling",)),
     )
 }
 """By class name. A family that comes first reads a config.json that does not name its architecture."""

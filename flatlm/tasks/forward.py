@@ -14,6 +14,8 @@ FORWARDS = {
     "EncoderConfig": "flatlm.tasks.forward_encoder:EncoderForward",
     "EncoderDecoderConfig": "flatlm.tasks.forward_encoder_decoder:EncoderDecoderForward",
 }
+FILLS_BLANKS = "flatlm.tasks.forward_infilling:InfillingForward"
+"""Of a decoder that fills blanks."""
 IGNORED_LABEL = -100
 """A label that no loss counts, as transformers has it."""
 
@@ -34,7 +36,8 @@ def forward_of(module: nn.Module) -> Forward:
     name = type(module.config).__name__
     if name not in FORWARDS:
         raise ConfigError(f"a model of the kind {name} cannot be called by keyword; known are {', '.join(FORWARDS)}")
-    path, class_name = FORWARDS[name].split(":")
+    found = FILLS_BLANKS if getattr(module.config, "fills_blanks", False) else FORWARDS[name]
+    path, class_name = found.split(":")
     forward: Forward = getattr(importlib.import_module(path), class_name)(module)
     return forward
 

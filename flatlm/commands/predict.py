@@ -14,30 +14,37 @@ from flatlm.tasks.masked import Filled
 from flatlm.tasks.runner import open_task
 from flatlm.tasks.writing import Written
 
+OPTIONS = {"pair": "--text-pair", "truncate": "--truncate", "top": "--top", "positive": "--positive"}
+OPTIONS |= {"whole_words": "--whole-words", "prompt": "--prompt", "max_new_tokens": "--max-new-tokens"}
+"""What a task's `predict` may take, and how the command line calls it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
     parser.add_argument("--text", action="append", required=True, metavar="TEXT", help="the text; may be given several times")
-    parser.add_argument("--text-pair", metavar="TEXT", help="a second text, to be compared with each")
     parser.add_argument("--task", metavar="NAME", help="what is to be done (default: what the file was exported for)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with the tokenizer (a .litertlm has its own)")
-    parser.add_argument("--truncate", action="store_true", help="cut texts that are longer than the file reads")
+    parser.add_argument("--output-tokenizer", type=Path, metavar="FILE", help="that of what is written, where it is another")
     parser.add_argument("--threads", type=int, help="threads to run with (all cores)")
     own = parser.add_argument_group("of some tasks")
-    own.add_argument("--top", type=int, default=5, metavar="N", help="candidates for each mask")
+    own.add_argument("--text-pair", dest="pair", metavar="TEXT", help="a second text, to be compared with each")
+    own.add_argument("--truncate", action="store_true", default=None, help="cut texts that are longer than the file reads")
+    own.add_argument("--top", type=int, metavar="N", help="candidates for each mask (5)")
     own.add_argument("--positive", metavar="LABEL", help="the label that says that two texts match (the second of two)")
-    own.add_argument("--whole-words", action="store_true", help="all tokens of a word have the label of its first")
-    own.add_argument("--prompt", default="{text}", metavar="TEXT", help="what is around a text that is written about")
-    own.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop writing after so many tokens")
+    own.add_argument("--whole-words", action="store_true", default=None, help="all tokens of a word have the label of its first")
+    own.add_argument("--prompt", metavar="TEXT", help="what is around a text that is written about, with {text} in its place")
+    own.add_argument("--max-new-tokens", type=int, metavar="N", help="stop writing after so many tokens (128)")
 
 
 def run(args: argparse.Namespace) -> int:
-    names = ("truncate", "top", "positive", "whole_words", "prompt", "max_new_tokens")
-    options = {name: getattr(args, name) for name in names} | {"pair": args.text_pair}
-    with open_task(args.file, task=args.task, tokenizer=args.tokenizer, threads=args.threads) as runner:
-        if args.text_pair is not None and not runner.pairs:
-            raise RuntimeFileError(f"--text-pair: the task {runner.task.name} takes no second text; leave it out")
-        found = [runner.predict(text, **options) for text in args.text]
+    given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    more = {"tokenizer": args.tokenizer, "output_tokenizer": args.output_tokenizer, "threads": args.threads}
+    with open_task(args.file, task=args.task, **more) as runner:
+        for name in given:
+            if name not in runner.options:
+                taken = ", ".join(OPTIONS[own] for own in runner.options if own in OPTIONS)
+                raise RuntimeFileError(f"{OPTIONS[name]}: the task {runner.task.name} does not take it; it takes {taken}")
+        found = [runner.predict(text, **given) for text in args.text]
         if args.json:
             predictions = [{"input": text, **dataclasses.asdict(each)} for text, each in zip(args.text, found, strict=True)]
             base.print_json({"task": runner.task.name, "predictions": predictions})

@@ -5,7 +5,6 @@ Reference: transformers.GPT2LMHeadModel. Paper: Radford et al. 2019, "Language M
 
 from pathlib import Path
 
-from flatlm.errors import CheckpointError
 from flatlm.layers.config import (
     AttentionConfig,
     BlockConfig,
@@ -15,7 +14,7 @@ from flatlm.layers.config import (
     NormKind,
     PositionEmbeddingConfig,
 )
-from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.open import peek_tensors
 from flatlm.utilities.config_parts import ACTIVATIONS
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
@@ -95,11 +94,8 @@ def _has_qkv_bias(model_path: Path) -> bool:
     """Some were trained without this bias (it is zero for the reference then), and no key of config.json says so: one layer's is enough
     to ask for every layer's.
     """
-    try:
-        with open_checkpoint(model_path) as checkpoint:
-            return any(name.endswith("attn.c_attn.bias") for name in checkpoint.tensors)
-    except CheckpointError:  # who reads the weights says so; a configuration by itself has the bias
-        return True
+    tensors = peek_tensors(model_path)
+    return tensors is None or any(name.endswith("attn.c_attn.bias") for name in tensors)
 
 
 if __name__ == "__main__":

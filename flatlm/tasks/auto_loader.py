@@ -71,11 +71,14 @@ class AutoLoader:
         asked = ExportRequest(self.directory, Path(path), find_recipe(recipe), reading=self.reading, **request)
         return export(asked, prove=prover(asked) if verify else None, compiler=compiler)
 
-    def runner(self, path: str | Path, *, threads: int | None = None) -> "TaskRunner":
-        """The task's runner on a file that `export` wrote, with this model's tokenizer. Raises RuntimeFileError."""
+    def runner(self, path: str | Path, *, output_tokenizer: str | Path | None = None, threads: int | None = None) -> "TaskRunner":
+        """The task's runner on a file that `export` wrote, with this model's tokenizer. Raises RuntimeFileError.
+
+        `output_tokenizer`: that of what an encoder-decoder writes, where it is another.
+        """
         from flatlm.tasks.runner import open_task
 
-        return open_task(path, task=self.task.name, tokenizer=self.directory, threads=threads)
+        return open_task(path, task=self.task.name, tokenizer=self.directory, output_tokenizer=output_tokenizer, threads=threads)
 
     @cached_property
     def _model(self) -> "BaseModel":

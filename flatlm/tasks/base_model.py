@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from flatlm.errors import ConfigError
+from flatlm.tasks.crf_loss import crf_loss
 from flatlm.tasks.forward import Forward, forward_of
 from flatlm.tasks.model_record import ModelRecord
 from flatlm.tasks.saving import save_checkpoint
@@ -37,7 +38,7 @@ class BaseModel(nn.Module):
     """A model with its head. Subclasses (`flatlm.tasks.models`) differ in the families and the task that they are for: their `record`.
 
     `config`: the values of config.json, overrides among them. `module`: the re-authored model, whose parameters FlatLM names. `crf`: the
-    tensors of a CRF that the checkpoint has behind its labels, which no forward pass reads.
+    tensors of a CRF that the checkpoint has behind its labels, by their names.
     """
 
     record: ClassVar[ModelRecord] = ModelRecord("BaseModel")
@@ -125,7 +126,12 @@ class BaseModel(nn.Module):
     def forward(self, **inputs: Any) -> dict[str, Any]:
         """What the model makes of inputs given by keyword, such as input_ids [B, T]; keywords that it does not know are ignored.
 
-        Gives `logits`; `hidden_states`, a tuple of every layer's [B, T, D], the embeddings first; `loss` where `labels` are given.
+        Gives `logits`; `hidden_states`, a tuple of every layer's [B, T, D], the embeddings first; `loss` where `labels` are given, which is
+        the CRF's where the checkpoint has one.
         """
         known = {key: value for key, value in inputs.items() if key in self._forward.arguments and value is not None}
-        return self._forward(**known)
+        labels = known.pop("labels") if self.crf and "labels" in known else None
+        out = self._forward(**known)
+        if labels is not None:
+            out["loss"] = crf_loss(self.crf, out["logits"], labels)
+        return out

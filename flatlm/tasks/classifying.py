@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,10 +34,14 @@ class Match:
 class ClassificationTask(ReadingTask):
     """A head over a whole text, or over a pair."""
 
-    pairs: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("pair", "truncate")
 
-    def predict(self, text: str, *, pair: str | None = None, truncate: bool = False, **ignored: Any) -> Classification:
+    def predict(self, text: str, *, pair: str | None = None, truncate: bool = False) -> Classification:  # type: ignore[override]
         """A text's label, or a pair's."""
+        return self.classify(text, pair, truncate=truncate)
+
+    def classify(self, text: str, pair: str | None, *, truncate: bool) -> Classification:
+        """The same, whatever the task."""
         logits = self.read(self.encode(text, pair, truncate=truncate), "logits")
         if self._runner.file.regression:
             return Classification(self.labels[0], {}, float(logits[0]))
@@ -48,13 +52,15 @@ class ClassificationTask(ReadingTask):
 class MatchingTask(ClassificationTask):
     """A classifier of pairs. Of two labels the second says that they match; of more, the caller says which; of one, its logit does."""
 
+    options: ClassVar[tuple[str, ...]] = ("pair", "positive", "truncate")
+
     def predict(  # type: ignore[override]
-        self, text: str, *, pair: str | None = None, positive: str | None = None, truncate: bool = False, **ignored: Any
+        self, text: str, *, pair: str | None = None, positive: str | None = None, truncate: bool = False
     ) -> Match:
         """Whether two texts match. `positive`: the label that says so. RuntimeFileError without a second text, or for an unknown label."""
         if pair is None:
             raise RuntimeFileError("semantic-matching compares two texts: give the second (pair, --text-pair)")
-        found = super().predict(text, pair=pair, truncate=truncate)
+        found = self.classify(text, pair, truncate=truncate)
         if found.score is not None:  # one logit, trained by the loss of a probability, as rerankers have it
             return Match(_probability(found.score), self.labels[0], found)
         if positive is None and len(self.labels) == 2:

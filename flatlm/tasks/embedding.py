@@ -1,7 +1,7 @@
 """embedding: where texts lie, so that near ones mean nearly the same."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,9 +19,9 @@ class Embedding:
 class EmbeddingTask(ReadingTask):
     """The pooling, and whether vectors have the length 1, are in the graph, as the checkpoint says them."""
 
-    pairs: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("pair", "truncate")
 
-    def predict(self, text: str, *, pair: str | None = None, truncate: bool = False, **ignored: Any) -> Embedding:
+    def predict(self, text: str, *, pair: str | None = None, truncate: bool = False) -> Embedding:  # type: ignore[override]
         """A text's vector, and how near a second one is to it."""
         vector = self.vector(text, truncate=truncate)
         other = None if pair is None else self.vector(pair, truncate=truncate)

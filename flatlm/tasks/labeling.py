@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ class Labeling:
 class LabelingTask(ReadingTask):
     """A head over each token. A text that is too long for the file is read in windows that are cut where sentences end."""
 
-    def predict(self, text: str, *, whole_words: bool = False, **ignored: Any) -> Labeling:
+    options: ClassVar[tuple[str, ...]] = ("whole_words",)
+
+    def predict(self, text: str, *, whole_words: bool = False) -> Labeling:  # type: ignore[override]
         """A text's labels. `whole_words`: the tokens of a word all have the label of its first one, as where others were not trained."""
         encoded = self.tokenizer.encode_text(text)
         own = [place for place, which in enumerate(encoded.sequence) if which is not None]

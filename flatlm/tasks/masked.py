@@ -1,7 +1,7 @@
 """masklm: what may stand in the place of each mask of a text."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.tasks.reading import ReadingTask, softmax
@@ -39,7 +39,9 @@ class Filled:
 class MaskTask(ReadingTask):
     """A masked language model."""
 
-    def predict(self, text: str, *, top: int = 5, truncate: bool = False, **ignored: Any) -> Filled:
+    options: ClassVar[tuple[str, ...]] = ("top", "truncate")
+
+    def predict(self, text: str, *, top: int = 5, truncate: bool = False) -> Filled:  # type: ignore[override]
         """The `top` candidates for each mask in the text. RuntimeFileError where it has none."""
         mask, mask_id = self.mask
         if top < 1:

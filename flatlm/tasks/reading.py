@@ -1,17 +1,12 @@
 """What all tasks that read a text with an encoder share: the text to tokens that fit, tokens to the model's outputs."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError
-from flatlm.tasks.runner import TaskRunner
-from flatlm.tasks.table import TaskRecord, load
+from flatlm.tasks.runner import OpenedFile, TaskRunner
+from flatlm.tasks.table import load
 from flatlm.utilities.encoded_text import EncodedText
-from flatlm.utilities.tokenizer import Tokenizer
 
 Array = NDArray[np.float32]
 
@@ -19,9 +14,9 @@ Array = NDArray[np.float32]
 class ReadingTask(TaskRunner):
     """A task of an encoder. `longest`: the most tokens of a text, those that frame it among them."""
 
-    def __init__(self, file: Path, task: TaskRecord, manifest: Mapping[str, Any], tokenizer: Tokenizer, *, threads: int | None) -> None:
-        super().__init__(file, task, manifest, tokenizer, threads=threads)
-        self._runner = load("flatlm.generative.encoders.runner:EncoderRunner").open(file, threads=threads)
+    def __init__(self, opened: OpenedFile) -> None:
+        super().__init__(opened)
+        self._runner = load("flatlm.generative.encoders.runner:EncoderRunner").open(opened.file, threads=opened.threads)
         self.longest: int = self._runner.file.longest
 
     def close(self) -> None:

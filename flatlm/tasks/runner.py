@@ -2,14 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from flatlm.errors import RuntimeFileError
+from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.inspect import read_manifest
-from flatlm.tasks.table import ENCODER, TaskRecord, find_task, fitting
+from flatlm.tasks.table import DECODER, ENCODER, ENCODER_DECODER, TaskRecord, find_task, fitting
 from flatlm.utilities.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """What a task's runner begins with. `output_tokenizer`: of what an encoder-decoder writes, where that is another than what it reads."""
+
+    file: Path
+    task: TaskRecord
+    manifest: Mapping[str, Any]
+    tokenizer: Tokenizer
+    output_tokenizer: Tokenizer
+    threads: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the model in the file."""
+        return str(self.manifest.get("kind", DECODER))
 
 
 class TaskRunner(ABC):
@@ -18,12 +36,12 @@ class TaskRunner(ABC):
     `manifest`: the file's own. Closing frees the model.
     """
 
-    pairs: ClassVar[bool] = False
-    """Whether it takes a second text."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """What `predict` takes beside the text."""
 
-    def __init__(self, file: Path, task: TaskRecord, manifest: Mapping[str, Any], tokenizer: Tokenizer, *, threads: int | None) -> None:
+    def __init__(self, opened: "OpenedFile") -> None:
         """Use `open_task`."""
-        self.file, self.task, self.manifest, self.tokenizer = file, task, manifest, tokenizer
+        self.file, self.task, self.manifest, self.tokenizer = opened.file, opened.task, opened.manifest, opened.tokenizer
 
     @abstractmethod
     def predict(self, text: str, **options: Any) -> Any:
@@ -44,24 +62,34 @@ class TaskRunner(ABC):
 
 
 def open_task(
-    file: Path | str, *, task: str | None = None, tokenizer: Path | str | Tokenizer | None = None, threads: int | None = None
+    file: Path | str,
+    *,
+    task: str | None = None,
+    tokenizer: Path | str | Tokenizer | None = None,
+    output_tokenizer: Path | str | None = None,
+    threads: int | None = None,
 ) -> TaskRunner:
     """The runner of a task (None: what the file was exported for) on an exported file.
 
-    `tokenizer`: its directory, or itself; a bundle has its own. Raises ConfigError for an unknown task, RuntimeFileError for one that the
-    file cannot do, with those that it can, TokenizerError without a tokenizer.
+    `tokenizer`: its directory, or itself; a bundle has its own. `output_tokenizer`: that of what an encoder-decoder writes, where it is
+    another. Raises ConfigError for an unknown task, RuntimeFileError for one that the file cannot do, with those that it can,
+    TokenizerError without a tokenizer.
     """
     file = Path(file)
     manifest = read_manifest(file)
     record = _task(file, manifest, task)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = file_tokenizer(file, None if tokenizer is None else Path(tokenizer))
-    runner: TaskRunner = record.runner_class(file, record, manifest, tokenizer, threads=threads)
+    written = tokenizer if output_tokenizer is None else Tokenizer.load(output_tokenizer)
+    opened = OpenedFile(file, record, manifest, tokenizer, written, threads)
+    if output_tokenizer is not None and opened.kind != ENCODER_DECODER:
+        raise TokenizerError(f"an output tokenizer is for models that read one text and write another; {file} is of the kind {opened.kind}")
+    runner: TaskRunner = record.runner_class(opened)
     return runner
 
 
 def _task(file: Path, manifest: Mapping[str, Any], asked: str | None) -> TaskRecord:
-    kind = str(manifest.get("kind", "decoder"))
+    kind = str(manifest.get("kind", DECODER))
     head = manifest.get("task") if kind == ENCODER else None
     possible = fitting(kind, head)
     if not possible:

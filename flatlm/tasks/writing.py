@@ -6,15 +6,13 @@ one at its end.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.generate import FinishReason, Generation
 from flatlm.generative.sampling import Sampler
-from flatlm.tasks.runner import TaskRunner
-from flatlm.tasks.table import DECODER, ENCODER_DECODER, INFILLING, TaskRecord, load
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.tasks.runner import OpenedFile, TaskRunner
+from flatlm.tasks.table import DECODER, ENCODER_DECODER, INFILLING, load
 
 DEFAULT_NEW_TOKENS = 128
 TEXT = "{text}"
@@ -37,12 +35,14 @@ Write = Callable[[str, int, Sampler], Written]
 class WritingTask(TaskRunner):
     """lm, seq2seq, title-generation, poetry: they differ in what the model was trained for, and in the prompt."""
 
-    def __init__(self, file: Path, task: TaskRecord, manifest: Mapping[str, Any], tokenizer: Tokenizer, *, threads: int | None) -> None:
-        super().__init__(file, task, manifest, tokenizer, threads=threads)
-        self._runner, self._write = _WRITERS[str(manifest.get("kind", DECODER))](file, tokenizer, threads)
+    options: ClassVar[tuple[str, ...]] = ("prompt", "max_new_tokens", "sampler")
 
-    def predict(
-        self, text: str, *, prompt: str = TEXT, max_new_tokens: int = DEFAULT_NEW_TOKENS, sampler: Sampler | None = None, **ignored: Any
+    def __init__(self, opened: OpenedFile) -> None:
+        super().__init__(opened)
+        self._runner, self._write = _WRITERS[opened.kind](opened)
+
+    def predict(  # type: ignore[override]
+        self, text: str, *, prompt: str = TEXT, max_new_tokens: int = DEFAULT_NEW_TOKENS, sampler: Sampler | None = None
     ) -> Written:
         """What the model writes about a text, greedily unless a sampler is given.
 
@@ -57,31 +57,33 @@ class WritingTask(TaskRunner):
         self._runner.close()
 
 
-def _decoder(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
+def _decoder(opened: OpenedFile) -> tuple[Any, Write]:
     from flatlm.generative.generate import generate
     from flatlm.generative.runner import Runner
 
-    return _asked(Runner.open(file, threads=threads), generate, tokenizer)
+    return _asked(opened, Runner, generate)
 
 
-def _encoder_decoder(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
+def _encoder_decoder(opened: OpenedFile) -> tuple[Any, Write]:
     folder = "flatlm.generative.encoder_decoders"
-    return _asked(load(f"{folder}.runner:EncoderDecoderRunner").open(file, threads=threads), load(f"{folder}.generate:generate"), tokenizer)
+    return _asked(opened, load(f"{folder}.runner:EncoderDecoderRunner"), load(f"{folder}.generate:generate"))
 
 
-def _asked(runner: Any, generate: Callable[..., Generation], tokenizer: Tokenizer) -> tuple[Any, Write]:
+def _asked(opened: OpenedFile, runner_class: Any, generate: Callable[..., Generation]) -> tuple[Any, Write]:
     """A runner that writes one text about another."""
+    runner = runner_class.open(opened.file, threads=opened.threads)
 
     def write(prompt: str, most: int, sampler: Sampler) -> Written:
-        found = generate(runner, tokenizer, tokenizer.encode(prompt), max_new_tokens=most, sampler=sampler)
+        ids = opened.tokenizer.encode(prompt)
+        found = generate(runner, opened.output_tokenizer, ids, max_new_tokens=most, sampler=sampler)
         return Written(found.text, found.token_ids, found.prompt_token_ids, found.finish_reason)
 
     return runner, write
 
 
-def _infilling(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[Any, Write]:
-    folder = "flatlm.generative.infilling"
-    runner = load(f"{folder}.runner:InfillingRunner").open(file, threads=threads)
+def _infilling(opened: OpenedFile) -> tuple[Any, Write]:
+    folder, tokenizer = "flatlm.generative.infilling", opened.tokenizer
+    runner = load(f"{folder}.runner:InfillingRunner").open(opened.file, threads=opened.threads)
     context, fill = load(f"{folder}.fill:Context"), load(f"{folder}.fill:fill")
 
     def write(prompt: str, most: int, sampler: Sampler) -> Written:
@@ -92,7 +94,7 @@ def _infilling(file: Path, tokenizer: Tokenizer, threads: int | None) -> tuple[A
     return runner, write
 
 
-_WRITERS: Mapping[str, Callable[[Path, Tokenizer, int | None], tuple[Any, Write]]] = {
+_WRITERS: Mapping[str, Callable[[OpenedFile], tuple[Any, Write]]] = {
     DECODER: _decoder,
     ENCODER_DECODER: _encoder_decoder,
     INFILLING: _infilling,

@@ -30,7 +30,7 @@ Array = NDArray[np.float32]
 def read_crf(checkpoint: TensorStore, labels: int) -> dict[str, Any] | None:
     """What the manifest says of the checkpoint's CRF over so many labels; None where it has none.
 
-    Raises CheckpointError where only a part of it is there, or shapes differ from the labels.
+    Raises CheckpointError where only a part of it is there, shapes differ from the labels, or the manifest is too small for it.
     """
     found = _named(checkpoint.tensors)
     if not found:

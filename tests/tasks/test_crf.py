@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from flatlm.errors import CheckpointError, RuntimeFileError
+from flatlm.errors import CheckpointError, ConfigError, RuntimeFileError
 from flatlm.tasks.crf import Crf
+from flatlm.tasks.crf_loss import crf_loss
 from flatlm.utilities.checkpoints.directory import Checkpoint
 from flatlm.utilities.crf_facts import NEVER, encode_crf, read_crf
 
@@ -39,6 +40,28 @@ def test_the_path_is_the_best_of_all(labels: int, tokens: int, seed: int, coarse
     assert path.shape == (tokens,)
     assert scores[tuple(path)] == pytest.approx(max(scores.values()), abs=1e-9)
     assert crf.score(emissions, path) == pytest.approx(scores[tuple(path)], abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=st.integers(1, 4), tokens=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+def test_the_loss_is_of_all_paths(labels: int, tokens: int, seed: int) -> None:
+    """-log of a path's share of e^score over all paths, written out; what is ignored behind a text does not count."""
+    generator = torch.Generator().manual_seed(seed)
+    names = {"crf.transitions": (labels, labels), "crf.start_transitions": (labels,), "crf.end_transitions": (labels,)}
+    crf = {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
+    emissions = torch.randn(1, tokens + 2, labels, generator=generator)
+    path = torch.randint(0, labels, (tokens,), generator=generator)
+    parts = [emissions[0], *crf.values()]
+    scores = [by_definition(*parts, each) for each in product(range(labels), repeat=tokens)]
+    expected = np.log(np.sum(np.exp(scores))) - by_definition(*parts, path.tolist())
+    given = torch.cat([path, torch.tensor([-100, -100])])[None]
+    assert float(crf_loss(crf, emissions, given)) == pytest.approx(expected, abs=1e-4)
+    assert float(crf_loss(crf, emissions.expand(3, -1, -1), given.expand(3, -1))) == pytest.approx(expected, abs=1e-4)
+    flagai = crf_loss({"crf_layer.trans": crf["crf.transitions"]}, emissions, given)
+    plain = {name: value if name == "crf.transitions" else torch.zeros_like(value) for name, value in crf.items()}
+    assert float(flagai) == pytest.approx(float(crf_loss(plain, emissions, given)), abs=1e-5)
+    with pytest.raises(ConfigError, match="labels of a CRF"):
+        crf_loss(crf, emissions, torch.full((1, tokens + 2), -100))
 
 
 def test_transitions_go_from_row_to_column() -> None:

@@ -9,6 +9,7 @@ import transformers
 
 from flatlm.errors import ConfigError
 from flatlm.tasks.base_model import BaseModel
+from flatlm.tasks.crf_loss import crf_loss
 from flatlm.tasks.models import BertForClsClassifier, BertForMaskLM, BertForSequenceLabeling, BertModel
 from flatlm.utilities.checkpoints.directory import Checkpoint
 from tests.tasks.made import CONFIG, LABELS, add_crf, make_bert, named
@@ -72,7 +73,11 @@ def test_round_trip(head: str, tmp_path: Path) -> None:
 def test_a_crf_survives(tmp_path: Path) -> None:
     make_bert(tmp_path / "first", "ForTokenClassification", **named(LABELS))
     tensors = add_crf(tmp_path / "first")
-    BertForSequenceLabeling.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    model = BertForSequenceLabeling.from_pretrained(tmp_path / "first")
+    model.save_pretrained(tmp_path / "second")
+    labels = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 4, -100, -100, -100]])
+    out = model(**texts(), labels=labels)
+    assert float(out["loss"]) == pytest.approx(float(crf_loss(tensors, out["logits"], labels)))
     with Checkpoint.open(tmp_path / "second") as checkpoint:
         assert all(torch.equal(checkpoint.read(name), value) for name, value in tensors.items())
 

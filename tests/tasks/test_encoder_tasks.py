@@ -232,5 +232,5 @@ def test_predict(ner: Made, matching: Made, masked: Made, embedding: Made, capsy
     assert said(matching, "--text", "the cat", "--text-pair", "a dog").startswith("match 0.")
     assert said(masked, "--text", "the [MASK] sat", "--top", "2").count(", ") == 1
     assert said(embedding, "--text", "the cat", "--text-pair", "the cat").endswith("cosine similarity 1.0000\n")
-    assert "takes no second text" in said(ner, "--text", TEXT, "--text-pair", "x", status=2)
+    assert "--text-pair: the task ner does not take it; it takes --whole-words" in said(ner, "--text", TEXT, "--text-pair", "x", status=2)
     assert "cannot do lm" in said(ner, "--text", TEXT, "--task", "lm", status=2)

@@ -19,7 +19,7 @@ from flatlm.layers.config import (
     NormKind,
     PositionEmbeddingConfig,
 )
-from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.open import peek_tensors
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.example import build_model, define_and_run
 from flatlm.utilities.registry import ConfigBuilder
@@ -87,8 +87,8 @@ def _padded(vocab_size: int, model_path: Path) -> int:
     padded = vocab_size + -vocab_size % VOCABULARY_MULTIPLE
     if padded == vocab_size:
         return vocab_size
-    with open_checkpoint(model_path) as checkpoint:
-        rows = [record.shape[0] for name, record in checkpoint.tensors.items() if name.endswith("word_embeddings.weight")]
+    tensors = peek_tensors(model_path) or {}
+    rows = [record.shape[0] for name, record in tensors.items() if name.endswith("word_embeddings.weight")]
     return padded if rows == [padded] else vocab_size
 
 

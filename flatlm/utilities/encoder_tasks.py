@@ -9,7 +9,7 @@ from typing import Any
 from flatlm.errors import ConfigError
 from flatlm.layers.config import Activation, NormConfig
 from flatlm.layers.encoder_config import EmbeddingHead, Head, HiddenStates, MaskedLMHead, PoolerConfig, Pooling, SequenceHead, TokenHead
-from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.open import peek_tensors
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.loader import resolve_prefix
 from flatlm.utilities.tensor_names import TensorNames
@@ -153,6 +153,8 @@ def _labels(hf_config: ConfigReader) -> int:
 
 
 def _has_pooler(model_path: Path, names: TensorNames) -> bool:
-    """No key of config.json says whether a model was saved with its pooler."""
-    with open_checkpoint(model_path) as checkpoint:
-        return f"{resolve_prefix(names, checkpoint.tensors).pooler}.weight" in checkpoint.tensors
+    """No key of config.json says whether a model was saved with its pooler; a configuration by itself has one where its family has."""
+    tensors = peek_tensors(model_path)
+    if tensors is None:
+        return names.pooler is not None
+    return f"{resolve_prefix(names, tensors).pooler}.weight" in tensors

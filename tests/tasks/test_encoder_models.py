@@ -101,6 +101,12 @@ def test_init_from_json(tmp_path: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+def test_a_configuration_by_itself_has_a_pooler(tmp_path: Path) -> None:
+    make_bert(tmp_path / "made", "Model")
+    (tmp_path / "config.json").write_text((tmp_path / "made" / "config.json").read_text())
+    assert BertModel.init_from_json(tmp_path / "config.json")(**texts())["pooled"].shape == (2, CONFIG["hidden_size"])
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

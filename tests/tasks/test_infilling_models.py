@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from flatlm.generative.infilling.fill import Context, SpecialTokens
 
 from flatlm import AutoLoader
 from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError
+from flatlm.generative.infilling.fill import Context, SpecialTokens
 from flatlm.tasks.base_model import BaseModel
 from flatlm.tasks.models import GLMForSeq2Seq, GLMModel
 from tests.examples.glm_blank_reference import BASE, GLMReference, Span, position_rows, save_reference

@@ -17,7 +17,7 @@ from flatlm.layers.config import (
     PositionEmbeddingConfig,
 )
 from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig, RelativeBiasConfig, StackConfig, WritingConfig
-from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.checkpoints.open import open_checkpoint, peek_tensors
 from flatlm.utilities.config_parts import ACTIVATIONS
 from flatlm.utilities.config_reader import ConfigReader
 
@@ -71,9 +71,8 @@ def _generation_config(model_path: Path) -> dict[str, Any]:
 
 
 def has_tensor(model_path: Path, *endings: str) -> bool:
-    """Whether the checkpoint has a tensor whose name ends so, where config.json does not say it."""
-    with open_checkpoint(model_path) as checkpoint:
-        return any(name.endswith(endings) for name in checkpoint.tensors)
+    """Whether the checkpoint has a tensor whose name ends so, where config.json does not say it; a configuration by itself has none."""
+    return any(name.endswith(endings) for name in peek_tensors(model_path) or ())
 
 
 def read_bart(hf_config: ConfigReader, model_path: Path, *, norm_first: bool, **defaults: int | None) -> EncoderDecoderConfig:
@@ -175,13 +174,15 @@ def read_t5(hf_config: ConfigReader, model_path: Path, *, scaled_head: bool, fee
         cross=attention,
         cross_norm=norm,
         writing=read_writing(hf_config, model_path, decoder_start_token_id=0, eos_token_id=1, pad_token_id=0),
-        tied_head=not _has_its_own_head(model_path),
+        tied_head=not _has_its_own_head(hf_config, model_path),
         head_scale=dim**-0.5 if scaled_head else 1.0,
     )
 
 
-def _has_its_own_head(model_path: Path) -> bool:
-    """Whether the checkpoint has a head that differs from the embedding; some repeat the embedding there."""
+def _has_its_own_head(hf_config: ConfigReader, model_path: Path) -> bool:
+    """Whether the checkpoint has a head that differs from the embedding; some repeat the embedding there. By itself config.json says so."""
+    if peek_tensors(model_path) is None:
+        return hf_config.values.get("tie_word_embeddings") is False
     with open_checkpoint(model_path) as checkpoint:
         head, tables = checkpoint.tensors.get("lm_head.weight"), [name for name in T5_TABLES if name in checkpoint.tensors]
         if head is None or not tables:

@@ -7,26 +7,16 @@ import torch
 from torch import Tensor
 
 from flatlm.authoring.config import AuthoredConfig
-from flatlm.convert.graphs import ROOM_A_BLOCK
+from flatlm.convert.graphs import StepGraph
 from flatlm.convert.signatures import SignatureSpec
-from flatlm.layers.kv_cache import CacheGeometry, KVCache, QuantizedCache, cache_names, empty_caches
+from flatlm.layers.kv_cache import KVCache, QuantizedCache, cache_names, empty_caches
 
 
 @dataclass(frozen=True)
-class AuthoredGraph:
+class AuthoredGraph(StepGraph):
     """Signatures `prefill_<T>` and `decode`: inputs and outputs as `DecoderGraph` has them."""
 
     config: AuthoredConfig
-    geometry: CacheGeometry
-    specs: tuple[SignatureSpec, ...]
-
-    @property
-    def signatures(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.specs)
-
-    @property
-    def room(self) -> int:
-        return (1 + len(self.specs) * len(self.config.blocks)) * ROOM_A_BLOCK
 
     def stamp(self) -> Any:
         """Compile it, with the author's class: a model object in which weights are still named calls."""

@@ -6,11 +6,10 @@ from flatlm.authoring.authored import AuthoredModel
 from flatlm.authoring.config import AuthoredConfig
 from flatlm.authoring.module_graph import AuthoredGraph
 from flatlm.authoring.weight_plan import plan_weights
-from flatlm.convert.signatures import signature_specs
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, prefill_lengths
+from flatlm.utilities.kinds.lengths import step_plan
 from flatlm.utilities.loader import LoadPlan
 from flatlm.utilities.tensor_names import TensorNames
 
@@ -31,10 +30,5 @@ class AuthoredModules:
 
     def graph(self, config: AuthoredConfig, request: "ExportRequest") -> GraphPlan:
         """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
-        length = cache_length(request, config.max_positions)
-        lengths = prefill_lengths(request, length)
-        geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
-        specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
-        cache_bytes = sum(geometry.bytes(attention) for attention in config.attentions)
         facts = {"module": config.reference.name}
-        return GraphPlan(AuthoredGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts)
+        return step_plan(AuthoredGraph, config, config.attentions, request, facts)

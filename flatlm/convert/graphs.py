@@ -35,10 +35,10 @@ class Graph(Protocol):
 
 
 @dataclass(frozen=True)
-class DecoderGraph:
-    """The signatures of a `layers.model.Decoder`."""
+class StepGraph:
+    """Signatures by the decoders' conventions, whatever they are compiled from. The configuration has `blocks`."""
 
-    config: ModelConfig
+    config: Any
     geometry: CacheGeometry
     specs: tuple[SignatureSpec, ...]
 
@@ -48,9 +48,20 @@ class DecoderGraph:
 
     @property
     def room(self) -> int:
+        return (1 + len(self.specs) * len(self.config.blocks)) * ROOM_A_BLOCK
+
+
+@dataclass(frozen=True)
+class DecoderGraph(StepGraph):
+    """The signatures of a `layers.model.Decoder`."""
+
+    config: ModelConfig
+
+    @property
+    def room(self) -> int:
         mixtures = (block.feed_forward for block in self.config.blocks if isinstance(block.feed_forward, MixtureConfig))
         experts = sum(mixture.num_experts for mixture in mixtures)
-        return (1 + len(self.specs) * len(self.config.blocks)) * ROOM_A_BLOCK + len(self.specs) * experts * ROOM_AN_EXPERT
+        return super().room + len(self.specs) * experts * ROOM_AN_EXPERT
 
     def stamp(self) -> Any:
         from flatlm.convert.decoder import stamp_decoder

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 from flatlm.authoring.compute_graph.config import FlowConfig
 from flatlm.authoring.compute_graph.graph import FlowGraph
 from flatlm.authoring.compute_graph.model import FlowModel, build_on_meta
-from flatlm.convert.signatures import signature_specs
 from flatlm.errors import CheckpointError
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, prefill_lengths
+from flatlm.utilities.kinds.lengths import step_plan
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.tensor_names import TensorNames
 
@@ -36,9 +35,4 @@ class Flows:
 
     def graph(self, config: FlowConfig, request: "ExportRequest") -> GraphPlan:
         """`prefill_<T>` for each length, and `decode`. Raises ExportError."""
-        length = cache_length(request, config.max_positions)
-        lengths = prefill_lengths(request, length)
-        geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
-        specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
-        cache_bytes = sum(geometry.bytes(block.attention) for block in config.blocks)
-        return GraphPlan(FlowGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype)
+        return step_plan(FlowGraph, config, (block.attention for block in config.blocks), request)

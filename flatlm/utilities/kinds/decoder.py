@@ -3,14 +3,13 @@
 from typing import TYPE_CHECKING
 
 from flatlm.convert.graphs import DecoderGraph
-from flatlm.convert.signatures import signature_specs
 from flatlm.errors import ExportError
 from flatlm.layers.config import ModelConfig
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, prefill_lengths
+from flatlm.utilities.kinds.lengths import step_plan
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.slots import model_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -38,10 +37,5 @@ class Decoders:
                 f"{request.output}: LiteRT-LM runs models that write on, and this one fills blanks, from inputs that it lacks: export "
                 "to a .tflite file"
             )
-        length = cache_length(request, config.max_positions)
-        lengths = prefill_lengths(request, length)
-        geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
-        specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
-        cache_bytes = sum(geometry.bytes(block.attention) for block in config.blocks)
         facts = {"kind": "infilling"} if config.fills_blanks else {}
-        return GraphPlan(DecoderGraph(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts)
+        return step_plan(DecoderGraph, config, (block.attention for block in config.blocks), request, facts)

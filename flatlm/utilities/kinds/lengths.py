@@ -1,12 +1,19 @@
-"""The lengths that a request asks for, checked."""
+"""The lengths that a request asks for, checked, and what follows from them for models by the decoders' conventions."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from flatlm.convert.graphs import Graph
+from flatlm.convert.signatures import SignatureSpec, signature_specs
 from flatlm.errors import ExportError
-from flatlm.layers.config import CacheDtype
+from flatlm.layers.config import AttentionConfig, CacheDtype
+from flatlm.layers.kv_cache import CacheGeometry
+from flatlm.utilities.kinds.kind import GraphPlan
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest
+
+Config = TypeVar("Config")
 
 DEFAULT_CACHE_LENGTH = 1024
 DEFAULT_PREFILL_LENGTHS = (16, 128)
@@ -40,3 +47,22 @@ def cache_dtype(request: "ExportRequest") -> CacheDtype:
         return CacheDtype(request.kv_cache_dtype)
     except ValueError:
         raise ExportError(f"--kv-cache-dtype {request.kv_cache_dtype}: use {', '.join(CacheDtype)}") from None
+
+
+def step_plan(
+    make: Callable[[Config, CacheGeometry, tuple[SignatureSpec, ...]], Graph],
+    config: Config,
+    attentions: Iterable[AttentionConfig],
+    request: "ExportRequest",
+    facts: Mapping[str, Any] | None = None,
+) -> GraphPlan:
+    """`prefill_<T>` for each length, and `decode`, over caches for each layer's attention: what `make` makes of them.
+
+    The configuration has `max_positions`. Raises ExportError.
+    """
+    length = cache_length(request, config.max_positions)  # type: ignore[attr-defined]
+    lengths = prefill_lengths(request, length)
+    geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
+    specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
+    cache_bytes = sum(geometry.bytes(attention) for attention in attentions)
+    return GraphPlan(make(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts or {})

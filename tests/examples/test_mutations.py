@@ -12,7 +12,9 @@ import pytest
 
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import Activation, ModelConfig, NormKind
-from flatlm.utilities import example, loader
+from flatlm.utilities import example
+from flatlm.utilities.kinds import decoder
+from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import build_config
 from flatlm.utilities.slots import Slot, model_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -38,15 +40,15 @@ class Mutation:
     slots: Callable[[Slots], Slots] = unchanged
 
     def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def built(directory: Path) -> tuple[ModelConfig, Any]:
-            config, builder = build_config(directory)
+        def built(directory: Path, reading: Reading) -> tuple[ModelConfig, Any]:
+            config, builder = build_config(directory, reading)
             return self.config(config), SimpleNamespace(tensor_names=self.names(builder.tensor_names))
 
         def planned(config: ModelConfig, names: TensorNames) -> list[Slot]:
             return list(self.slots({slot.name: slot for slot in model_slots(config, names)}).values())
 
         monkeypatch.setattr(example, "build_config", built)
-        monkeypatch.setattr(loader, "model_slots", planned)
+        monkeypatch.setattr(decoder, "model_slots", planned)
 
 
 def put(path: str, new: Any) -> Mutation:

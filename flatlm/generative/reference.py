@@ -11,6 +11,7 @@ import torch
 from flatlm.authoring.config import AuthoredConfig
 from flatlm.convert.quiet import quiet
 from flatlm.errors import CheckpointError, ConfigError, FlatlmError
+from flatlm.generative.pretrained import load_pretrained
 from flatlm.layers.config import LongRopeScaling
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
@@ -65,7 +66,7 @@ class TransformersReference:
     name = "transformers"
 
     def __init__(self, checkpoint: Path, *, lora: Path | None = None) -> None:
-        """Raises CheckpointError where transformers, or peft for an adapter, cannot load it. Code in the checkpoint is never run."""
+        """Raises CheckpointError where transformers, or peft for an adapter, cannot load it whole. Code in the checkpoint is never run."""
         try:
             with quiet():
                 from transformers import AutoModelForCausalLM
@@ -73,12 +74,10 @@ class TransformersReference:
                 if (file := find_gguf(checkpoint)) is not None:
                     model = _load_gguf(checkpoint, file)
                 else:
-                    model = AutoModelForCausalLM.from_pretrained(
-                        checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
-                    )
+                    model = load_pretrained(AutoModelForCausalLM, checkpoint)
                 if lora is not None:
                     model = _with_adapter(model, checkpoint, lora)
-        except FlatlmError:  # of a GGUF file, which FlatLM reads first
+        except FlatlmError:
             raise
         except Exception as error:  # whatever it meets in a broken checkpoint
             raise CheckpointError(f"{checkpoint}: transformers cannot load it ({error}); try --against eager") from error

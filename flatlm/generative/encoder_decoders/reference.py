@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from flatlm.convert.quiet import quiet
-from flatlm.errors import CheckpointError
+from flatlm.errors import CheckpointError, FlatlmError
+from flatlm.generative.pretrained import load_pretrained
 from flatlm.generative.reference import Reference, reference_name
 from flatlm.layers.encoder_decoder import EncoderDecoder
 from flatlm.utilities.example import build_model
@@ -59,14 +60,14 @@ class TransformersReference:
     name = "transformers"
 
     def __init__(self, checkpoint: Path) -> None:
-        """Raises CheckpointError where transformers cannot load it. Code in the checkpoint is never run."""
+        """Raises CheckpointError where transformers cannot load it, or fills it up. Code in the checkpoint is never run."""
         try:
             with quiet():
                 from transformers import AutoModelForSeq2SeqLM
 
-                model = AutoModelForSeq2SeqLM.from_pretrained(
-                    checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True
-                )
+                model = load_pretrained(AutoModelForSeq2SeqLM, checkpoint)
+        except FlatlmError:
+            raise
         except Exception as error:  # whatever it meets in a broken checkpoint
             raise CheckpointError(f"{checkpoint}: transformers cannot load it ({error}); try --against eager") from error
         self._model = model.eval()

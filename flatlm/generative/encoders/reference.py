@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from flatlm.convert.quiet import quiet
-from flatlm.errors import CheckpointError, ConfigError
+from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.generative.encoders.runner import Outputs
+from flatlm.generative.pretrained import load_pretrained
 from flatlm.generative.reference import REFERENCES
 from flatlm.layers.encoder_config import EmbeddingHead, EncoderConfig, HiddenStates, Pooling
 from flatlm.utilities.checkpoints.quantized import is_quantized
@@ -71,13 +72,15 @@ class TransformersEncoder:
     name = "transformers"
 
     def __init__(self, checkpoint: Path, config: EncoderConfig) -> None:
-        """Raises CheckpointError where transformers cannot load it. Code in the checkpoint is never run."""
+        """Raises CheckpointError where transformers cannot load it, or fills it up. Code in the checkpoint is never run."""
         try:
             with quiet():
                 import transformers
 
-                model_class = getattr(transformers, _CLASSES[config.task])
-                model = model_class.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True)
+                pooled = isinstance(config.head, HiddenStates) and config.head.pooler is not None
+                model = load_pretrained(getattr(transformers, _CLASSES[config.task]), checkpoint, unused=None if pooled else "pooler")
+        except FlatlmError:
+            raise
         except Exception as error:  # whatever it meets in a broken checkpoint
             raise CheckpointError(f"{checkpoint}: transformers cannot load it ({error}); try --against eager") from error
         self._model, self._config = model.eval(), config

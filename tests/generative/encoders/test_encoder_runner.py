@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from flatlm.convert.worker import CachingCompiler, CompilerHere
-from flatlm.errors import RuntimeFileError, TokenizerError
+from flatlm.errors import CheckpointError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoders.encoder_file import read_encoder_file
 from flatlm.generative.encoders.runner import EncoderRunner
 from flatlm.generative.encoders.verify import Tally
@@ -205,3 +205,10 @@ def test_prompts_need_a_tokenizer_and_room(exported: Exported, tmp_path: Path) -
 def test_the_manifest_says_the_pooling(exported: Exported) -> None:
     manifest = read_manifest(exported("bert", "none", "embedding"))
     assert (manifest["pooling"], manifest["normalised"], manifest["dimensions"]) == ("mean", False, 32)
+
+
+def test_a_checkpoint_without_the_head_is_no_reference(exported: Exported, tmp_path: Path) -> None:
+    """Transformers would make the head's weights up."""
+    make_reference(BERT["ForMaskedLM"].case("m", **THREE), tmp_path)
+    with pytest.raises(CheckpointError, match=r"has no classifier.bias, classifier.weight"):
+        judged(exported("bert"), tmp_path, against="transformers")

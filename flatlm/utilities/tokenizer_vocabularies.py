@@ -70,9 +70,9 @@ def _word_piece(path: Path, settings: TokenizerSettings, config: Mapping[str, An
     made = Tokenizer(models.WordPiece(vocabulary, unk_token=tokens["unk_token"].content))
     made.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"),
-        lowercase=bool(config.get("do_lower_case", True)),
+        handle_chinese_chars=_boolean(path, config, "tokenize_chinese_chars", True),
+        strip_accents=_boolean(path, config, "strip_accents", None),
+        lowercase=_boolean(path, config, "do_lower_case", True),
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece(prefix="##")
@@ -98,20 +98,25 @@ def _byte_level(path: Path, settings: TokenizerSettings, config: Mapping[str, An
     if len(merges) != len(lines):
         raise TokenizerError(f"{merges_path}: has lines that are not two pieces with a space between; download it again")
     vocabulary = read_json(path)
+    unknown = next((piece for a, b in merges for piece in (a, b, a + b) if piece not in vocabulary), None)
+    if unknown is not None:  # the library would panic
+        raise TokenizerError(f"{path}: has no piece {unknown!r}, which merges.txt beside it has; download both again")
     try:
         made = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     except Exception as error:
         raise TokenizerError(f"{path}: does not go with merges.txt beside it ({error}); download both again") from error
-    prefixed = bool(config.get("add_prefix_space", False))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_boolean(path, config, "add_prefix_space", False))
     made.decoder = decoders.ByteLevel()
     around = _AROUND_TEXT.fullmatch(_tokenizer_class(path, config)) is not None
     defaults = _ROBERTA_TOKENS if around else dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     named = {role: AddedToken(content) for role, content in defaults.items() if content in vocabulary}
     settings = _with_blanks(path, replace(settings, special_tokens={**named, **settings.special_tokens}), len(vocabulary), vocabulary)
     if around:
-        tokens = settings.special_tokens
-        return Vocabulary("hf", _around(made, settings, tokens["cls_token"].content, tokens["sep_token"].content), settings, path)
+        missing = [f"{role} {defaults[role]!r}" for role in ("cls_token", "sep_token") if role not in settings.special_tokens]
+        if missing:
+            raise TokenizerError(f"{path}: has no {' and no '.join(missing)}, which go around a text; download it again")
+        before, after = (settings.special_tokens[role].content for role in ("cls_token", "sep_token"))
+        return Vocabulary("hf", _around(made, settings, before, after, parted=True), settings, path)
     return Vocabulary("hf", _around(made, settings, *(("[CLS]", "<|endoftext|>") if _fills_blanks(path) else (None, None))), settings, path)
 
 
@@ -190,8 +195,11 @@ def _text_ends(path: Path, before: str, after: str) -> tuple[str | None, str | N
     return (None, None) if writes_on else (before, after)
 
 
-def _around(made: Any, settings: TokenizerSettings, before: str | None, after: str | None) -> bytes:
-    """The tokenizer's JSON, with the special tokens that settings name and, unless they are None, a token before a text and one after."""
+def _around(made: Any, settings: TokenizerSettings, before: str | None, after: str | None, *, parted: bool = False) -> bytes:
+    """The tokenizer's JSON, with the special tokens that settings name and, unless they are None, a token before a text and one after.
+
+    `parted`: two texts have two such tokens between them and the same type, as RoBERTa's and BART's; else types 0 and 1, as BERT's.
+    """
     from tokenizers import AddedToken as RustToken
     from tokenizers import processors
 
@@ -200,7 +208,7 @@ def _around(made: Any, settings: TokenizerSettings, before: str | None, after: s
     if before is not None and after is not None:
         ids = [(name, made.token_to_id(name)) for name in dict.fromkeys((before, after))]
         single = f"{before}:0 $A:0 {after}:0"
-        pair = f"{single} $B:1 {after}:1"
+        pair = f"{single} {after}:0 $B:0 {after}:0" if parted else f"{single} $B:1 {after}:1"
         made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     return str(made.to_str()).encode()
 
@@ -227,7 +235,15 @@ def _tokenizer_class(path: Path, config: Mapping[str, Any]) -> str:
     model = read_json(path.with_name("config.json"))
     declared = config.get("tokenizer_class") or model.get("tokenizer_class")
     by_model = {"roberta": "RobertaTokenizer", "bart": "BartTokenizer"}
-    return str(declared or by_model.get(model.get("model_type", ""), "Tokenizer"))
+    return str(declared or by_model.get(str(model.get("model_type")), "Tokenizer"))
+
+
+def _boolean(path: Path, config: Mapping[str, Any], key: str, default: bool | None) -> Any:
+    """A setting in tokenizer_config.json; the default where it is absent or null. Raises TokenizerError."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise TokenizerError(f"{path.with_name('tokenizer_config.json')}: {key} = {value!r} must be true or false")
+    return default if value is None else value
 
 
 def _require_class(path: Path, config: Mapping[str, Any], known: re.Pattern[str]) -> None:

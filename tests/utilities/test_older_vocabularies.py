@@ -144,6 +144,16 @@ def test_vocab_json_and_merges_give_the_ids_of_transformers(tmp_path: Path) -> N
     assert [tokenizer.encode(text) for text in TEXTS] == [expected(text)["input_ids"] for text in TEXTS]
 
 
+@pytest.mark.parametrize("model_type", ["roberta", "bart"])
+def test_pairs_are_parted_as_transformers_does(tmp_path: Path, model_type: str) -> None:
+    directory = byte_level_vocabulary(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    write_json(directory / "config.json", model_type=model_type)
+    expected = transformers.RobertaTokenizer.from_pretrained(str(directory))("a girl", "the fox")["input_ids"]
+    found = Tokenizer.load(directory).encode_text("a girl", "the fox")
+    assert list(found.ids) == expected
+    assert not any(found.type_ids)
+
+
 class PlainGlm(transformers.PreTrainedTokenizer):
     """GLM's Chinese tokenizer from its description: transformers' own machinery for special tokens, SentencePiece for what is between."""
 
@@ -279,3 +289,30 @@ def test_what_is_of_another_kind_is_refused(tmp_path: Path, glm_model: bytes) ->
     (broken / "merges.txt").write_text("one\n")
     with pytest.raises(TokenizerError, match=r"merges.txt: has lines"):
         Tokenizer.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges", "message"),
+    [({"a": 0, "b": 1}, "a b", "has no piece 'ab'"), ({"a": 0, "b": 1, "ab": 2}, "a b", "has no cls_token '<s>' and no sep_token '</s>'")],
+)
+def test_a_vocabulary_that_lacks_tokens_is_refused(tmp_path: Path, vocabulary: dict[str, int], merges: str, message: str) -> None:
+    write_json(tmp_path / "vocab.json", **vocabulary)
+    (tmp_path / "merges.txt").write_text(f"{merges}\n")
+    write_json(tmp_path / "config.json", model_type="roberta")
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+def test_settings_that_are_not_true_or_false_are_refused(tmp_path: Path, key: str) -> None:
+    directory = word_piece_vocabulary(tmp_path)
+    write_json(directory / "tokenizer_config.json", **{key: "no"})
+    with pytest.raises(TokenizerError, match=rf"{key} = 'no' must be true or false"):
+        Tokenizer.load(directory)
+
+
+def test_a_kind_of_model_that_is_no_text_is_none(tmp_path: Path) -> None:
+    directory = word_piece_vocabulary(tmp_path)
+    before = Tokenizer.load(directory).encode("北京")
+    write_json(directory / "config.json", model_type=["a"])
+    assert Tokenizer.load(directory).encode("北京") == before

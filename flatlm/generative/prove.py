@@ -10,7 +10,12 @@ from flatlm.progress import Progress
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest, Prove
 
-_FIGURES = (("mean_kl", "mean KL", ".2e"), ("top1_agreement", "top-1 agreement", ".4f"), ("mean_cosine", "mean cosine", ".6f"))
+_FIGURES = (
+    ("mean_kl", "mean KL", ".2e"),
+    ("top1_agreement", "top-1 agreement", ".4f"),
+    ("mean_cosine", "mean cosine", ".6f"),
+    ("squared_error", "relative squared error", ".2e"),
+)
 WRITE_ALL_THE_SAME = "write it all the same with --no-verify"
 
 

@@ -42,6 +42,7 @@ class VerificationReport:
 
     KL in nats, of the file's distribution from the reference's; `greedy_tokens_equal` of `greedy_tokens` in each side's own greedy text.
     None: the file gives no distributions, or writes no text. `mean_cosine`: of the vectors that an encoder gives.
+    `squared_error`: theirs, as a part of the vectors' squares; of numbers, as a part of their variance.
     """
 
     against: str
@@ -54,6 +55,7 @@ class VerificationReport:
     bound: Bound
     passed: bool
     mean_cosine: float | None = None
+    squared_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

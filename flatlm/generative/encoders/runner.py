@@ -41,12 +41,13 @@ class EncoderRunner:
         """What the model gives for a text's ids: of each token [n, D], or of the text [D], by the outputs' names.
 
         `token_types`: of which part of the text each token is (None: of the first). RuntimeFileError for a text that is empty or too long
-        (nothing is cut off here), for ids that the model does not know, and for types where it has none.
+        (nothing is cut off here), for ids and types that the model does not have.
         """
-        tokens = np.asarray(ids, np.int64)
-        self._require(tokens, token_types)
+        tokens = self._whole_numbers(ids, "tokens")
+        types = None if token_types is None else self._whole_numbers(token_types, "token types")
+        self._require(tokens, types)
         signature = next(own for length, own in self._signatures.items() if length >= len(tokens))
-        return signature.run(tokens, token_types, self.file.pad_token_id)
+        return signature.run(tokens, types, self.file.pad_token_id)
 
     def close(self) -> None:
         """Frees the model. The runner cannot be used after it."""
@@ -58,7 +59,13 @@ class EncoderRunner:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _require(self, tokens: NDArray[np.int64], token_types: Sequence[int] | None) -> None:
+    def _whole_numbers(self, values: Sequence[int], what: str) -> NDArray[np.int64]:
+        found = np.asarray(values)
+        if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+            raise RuntimeFileError(f"{self.file.path}: {what} are a list of whole numbers, not {str(values)[:60]}")
+        return found.astype(np.int64)
+
+    def _require(self, tokens: NDArray[np.int64], token_types: NDArray[np.int64] | None) -> None:
         path, longest = self.file.path, self.file.longest
         if not 0 < len(tokens) <= longest:
             raise RuntimeFileError(
@@ -72,8 +79,11 @@ class EncoderRunner:
             )
         if token_types is not None and len(token_types) != len(tokens):
             raise RuntimeFileError(f"{len(token_types)} token types for {len(tokens)} tokens: give one for each")
-        if token_types is not None and any(token_types) and not self.file.has_token_types:
+        if token_types is not None and token_types.any() and not self.file.has_token_types:
             raise RuntimeFileError(f"{path}: its model has no token types: leave them out, or give zeros")
+        count = max(self.file.token_types, 1)
+        if token_types is not None and len(beyond := token_types[(token_types < 0) | (token_types >= count)]):
+            raise RuntimeFileError(f"{path}: token type {beyond[0]} is outside its model's {count}: they are 0 to {count - 1}")
 
 
 class _Signature:
@@ -83,13 +93,13 @@ class _Signature:
         self.spec = spec
         self._model = model
 
-    def run(self, tokens: NDArray[np.int64], token_types: Sequence[int] | None, padding: int) -> Outputs:
+    def run(self, tokens: NDArray[np.int64], token_types: NDArray[np.int64] | None, padding: int) -> Outputs:
         inputs, outputs = self._buffers
         count = len(tokens)
         self._write(TOKENS, tokens, padding)
         self._write(MASK, np.ones(count), 0)
         if TOKEN_TYPES in inputs:
-            self._write(TOKEN_TYPES, np.zeros(count) if token_types is None else np.asarray(token_types), 0)
+            self._write(TOKEN_TYPES, np.zeros(count) if token_types is None else token_types, 0)
         try:
             self._model.run_by_name(self.spec.name, inputs, outputs)
         except RuntimeError as error:

@@ -1,24 +1,28 @@
 """Prove an encoder's file: run it and the reference on the same texts, and hold it to its recipe's bound.
 
 Texts of several lengths for each signature, so that it is judged with little padding and with much; the reference reads each text by
-itself, unpadded. Logits are judged as distributions, as a decoder's are. Vectors (embeddings, hidden states) and single numbers are judged
-by their cosine: what it lacks to 1 is, as the KL divergence is, of second order in the error, and is held to the same bound.
+itself, unpadded. Logits are judged as distributions, as a decoder's are; where each answers yes or no by itself (several labels at once,
+replaced tokens), as the distribution of that answer. Vectors (embeddings, hidden states) and numbers are judged by their squared error as
+a part of the vector's square, or of the numbers' variance: it is, as the KL divergence is, of second order in the error, and is held to
+the same bound.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError, TokenizerError
+from flatlm.generative.encoders.encoder_file import EncoderFile
 from flatlm.generative.encoders.reference import open_encoder_reference
 from flatlm.generative.encoders.runner import EncoderRunner, Outputs
 from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.verify import SEED, VerificationReport, VerifyRequest, promised_bound
 from flatlm.quantize.recipes import Bound
-from flatlm.utilities.encoder_tasks import QUESTION_ANSWERING, TASKS
+from flatlm.utilities.encoder_tasks import QUESTION_ANSWERING, REPLACED_TOKENS, TASKS
+from flatlm.utilities.registry import build_config
 from flatlm.utilities.tokenizer import Tokenizer
 
 LEAST_TEXTS = 32
@@ -38,8 +42,9 @@ def judge(request: VerifyRequest) -> VerificationReport:
         if task != runner.file.task:
             raise RuntimeFileError(f"{request.file} was exported for the task {runner.file.task}, not {request.reading.task}")
         reading = replace(request.reading, task=task)
+        _require_its_own(request, build_config(request.checkpoint, reading)[0], runner)
         reference = open_encoder_reference(request.checkpoint, lora=request.lora, reading=reading, against=request.against)
-        tally = Tally(runner.file.task)
+        tally = Tally.of(runner.file)
         for ids, types in _texts(request, runner):
             tally.add(reference.run(ids, types), runner.run(ids, types), len(ids))
             if request.progress is not None:
@@ -58,22 +63,42 @@ def judge(request: VerifyRequest) -> VerificationReport:
             bound,
             tally.within(bound),
             mean_cosine=tally.mean_cosine,
+            squared_error=tally.squared_error,
         )
+
+
+def _require_its_own(request: VerifyRequest, config: Any, runner: EncoderRunner) -> None:
+    """RuntimeFileError where the checkpoint cannot read what the file reads. An adapter may have grown the vocabulary."""
+    file = runner.file
+    own = "give the checkpoint it came from"
+    if request.lora is None and file.vocab_size not in (0, config.vocab_size):
+        raise RuntimeFileError(f"{file.path} has a vocabulary of {file.vocab_size}, {request.checkpoint} one of {config.vocab_size}: {own}")
+    if config.max_positions < file.longest:
+        raise RuntimeFileError(f"{file.path} reads {file.longest} tokens, {request.checkpoint} {config.max_positions}: {own}")
+    if config.token_types != file.token_types:
+        raise RuntimeFileError(f"{file.path} has {file.token_types} token types, {request.checkpoint} {config.token_types}: {own}")
 
 
 @dataclass
 class Tally:
-    """What a file and its reference gave, added up."""
+    """What a file and its reference gave, added up. `yes_or_no`: each logit is the log odds of an answer of its own."""
 
     task: str
+    yes_or_no: bool = False
     max_abs_error: float = 0.0
     tokens: int = 0
     texts: int = 0
     divergences: list[NDArray[np.float64]] = field(default_factory=list)
     agreements: list[NDArray[np.bool_]] = field(default_factory=list)
     cosines: list[NDArray[np.float64]] = field(default_factory=list)
+    squared_errors: list[NDArray[np.float64]] = field(default_factory=list)
     numbers: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)
     """Outputs that are one number each, as of a regression: together they are one vector."""
+
+    @classmethod
+    def of(cls, file: EncoderFile) -> Self:
+        """An empty one, for what the file gives."""
+        return cls(file.task, file.multi_label or file.task == REPLACED_TOKENS)
 
     def add(self, expected: Outputs, got: Outputs, tokens: int) -> None:
         """One text's. RuntimeFileError where the file cannot have come from the checkpoint."""
@@ -89,11 +114,15 @@ class Tally:
     def _compare(self, name: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
         if name == "logits" and self.task == QUESTION_ANSWERING:  # where the answer starts, and where it ends
             expected, got = expected.T, got.T
-        if name == "logits" and expected.shape[-1] > 1:
+        if name == "logits" and self.yes_or_no:
+            self.divergences.append(kl_divergence(_both_answers(expected), _both_answers(got)).reshape(-1))
+            self.agreements.append(((expected > 0) == (got > 0)).reshape(-1))
+        elif name == "logits" and expected.shape[-1] > 1:
             self.divergences.append(np.atleast_1d(kl_divergence(expected, got)))
             self.agreements.append(np.atleast_1d(expected.argmax(-1) == got.argmax(-1)))
         elif expected.shape[-1] > 1:
             self.cosines.append(np.atleast_1d(_cosine(expected, got)))
+            self.squared_errors.append(np.atleast_1d(_squared_error(expected, got)))
         else:
             self.numbers.append((expected.reshape(-1), got.reshape(-1)))
 
@@ -112,9 +141,16 @@ class Tally:
             cosines.append(np.atleast_1d(_cosine(*(np.concatenate(side) for side in zip(*self.numbers, strict=True)))))
         return float(np.concatenate(cosines).mean()) if cosines else None
 
+    @property
+    def squared_error(self) -> float | None:
+        errors = [*self.squared_errors]
+        if self.numbers:  # about their mean: far from it, numbers of any error are nearly parallel
+            expected, got = (np.concatenate(side).astype(np.float64) for side in zip(*self.numbers, strict=True))
+            errors.append(np.atleast_1d(_squared_error(expected - expected.mean(), got - expected.mean())))
+        return float(np.concatenate(errors).mean()) if errors else None
+
     def within(self, bound: Bound) -> bool:
-        lacking = None if self.mean_cosine is None else 1 - self.mean_cosine
-        pairs = ((self.max_abs_error, bound.max_abs_error), (self.mean_kl, bound.mean_kl), (lacking, bound.mean_kl))
+        pairs = ((self.max_abs_error, bound.max_abs_error), (self.mean_kl, bound.mean_kl), (self.squared_error, bound.mean_kl))
         agreed = self.top1_agreement is None or bound.top1_agreement is None or self.top1_agreement >= bound.top1_agreement
         below = all(value is None or most is None or value <= most for value, most in pairs)
         return bool(np.isfinite(self.max_abs_error)) and agreed and below
@@ -126,6 +162,18 @@ def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     cosine: NDArray[np.float64] = (first * second).sum(-1) / np.maximum(lengths, 1e-30)
     return cosine
+
+
+def _squared_error(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.float64]:
+    """Of vectors along the last dimension, as a part of the expected one's square."""
+    first, second = expected.astype(np.float64), got.astype(np.float64)
+    error: NDArray[np.float64] = np.square(first - second).sum(-1) / np.maximum(np.square(first).sum(-1), 1e-30)
+    return error
+
+
+def _both_answers(logits: NDArray[Any]) -> NDArray[Any]:
+    """Log odds [...] as the logits [..., 2] of yes and no."""
+    return np.stack([logits, np.zeros_like(logits)], -1)
 
 
 def _texts(request: VerifyRequest, runner: EncoderRunner) -> Iterator[tuple[list[int], list[int]]]:

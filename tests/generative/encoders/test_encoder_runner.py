@@ -1,17 +1,19 @@
 """Encoders' files: how they are run, judged, and told from others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from flatlm.convert.worker import CachingCompiler, CompilerHere
-from flatlm.errors import CheckpointError, RuntimeFileError, TokenizerError
+from flatlm.errors import CheckpointError, ConfigError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoders.encoder_file import read_encoder_file
 from flatlm.generative.encoders.runner import EncoderRunner
 from flatlm.generative.encoders.verify import Tally
@@ -19,7 +21,7 @@ from flatlm.generative.inspect import inspect_file, read_manifest
 from flatlm.generative.prove import describe_verification
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import VerificationReport, verify
-from flatlm.quantize.recipes import Bound, get_recipe
+from flatlm.quantize.recipes import BOUNDS, Bound, get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
 from tests.examples.cases.encoders import ALBERT, BERT, DISTILBERT, THREE
@@ -32,6 +34,7 @@ CASES = {
     "distilbert": DISTILBERT["Model"].case("m"),
 }
 Exported = Callable[..., Path]
+NOISE = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_padding_changes_nothing(exported: Exported) -> None:
     with EncoderRunner.open(exported("bert")) as runner:
         assert runner.lengths == (8, 20)
         short = runner.run(ids, types)["logits"]
-        longer = runner._signatures[20].run(np.array(ids), types, 0)["logits"]
+        longer = runner._signatures[20].run(np.array(ids), np.array(types), 0)["logits"]
         assert short.shape == (3,)
         np.testing.assert_allclose(short, longer, atol=1e-5)
         runner.run(list(range(20)))  # what was there before is not read again
@@ -88,6 +91,12 @@ def test_outputs_of_tokens_are_those_of_real_ones(exported: Exported) -> None:
         ([1, 120], None, "token 120 is outside its vocabulary of 120"),
         ([-1], None, "token -1 is outside"),
         ([1, 2, 3], [0, 1], "2 token types for 3 tokens"),
+        ([1, 2, 3], [0, 0, 2], "token type 2 is outside its model's 2: they are 0 to 1"),
+        ([1, 2, 3], [0, -1, 0], "token type -1 is outside"),
+        ([1, 2, 3], [0, 0, 2**40], f"token type {2**40} is outside"),
+        ([2.7], None, r"tokens are a list of whole numbers, not \[2.7\]"),
+        ([1], [0.5], "token types are a list of whole numbers"),
+        ([2**80], None, "tokens are a list of whole numbers"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(exported: Exported, ids: list[int], types: list[int] | None, message: str) -> None:
@@ -178,6 +187,33 @@ def test_answers_are_distributions_over_a_texts_tokens() -> None:
     assert tally.mean_kl > 0.1
 
 
+@pytest.mark.parametrize(
+    ("task", "yes_or_no", "name", "expected", "got"),
+    [
+        ("classification", False, "logits", 20 + NOISE[:, :1], 3 + 0 * NOISE[:, :1]),
+        ("classification", False, "logits", 2 + 0.01 * NOISE[:, :1], 2 + 0 * NOISE[:, :1]),
+        ("classification", False, "logits", NOISE[:, :1], 5 + NOISE[:, :1]),
+        ("embedding", False, "embedding", NOISE, 3 * NOISE),
+        ("classification", True, "logits", NOISE, NOISE + 5),
+        ("replaced-tokens", True, "logits", NOISE[:, :1], NOISE[:, :1] + 5),
+    ],
+)
+def test_what_no_direction_tells_fails(
+    task: str, yes_or_no: bool, name: str, expected: NDArray[np.float32], got: NDArray[np.float32]
+) -> None:
+    for other, passes in ((got, False), (expected + 1e-4 * NOISE[::-1, : expected.shape[1]], True)):
+        tally = Tally(task, yes_or_no)
+        for one, another in zip(expected, other, strict=True):
+            tally.add({name: one}, {name: another}, 1)
+        assert tally.within(BOUNDS["dynamic_int8"]) == passes
+
+
+def test_logits_that_each_answer_by_themselves_are_judged_so(exported: Exported) -> None:
+    file = read_encoder_file(exported("bert"))
+    kinds = (file, replace(file, multi_label=True), replace(file, task="replaced-tokens"))
+    assert [Tally.of(kind).yes_or_no for kind in kinds] == [False, True, True]
+
+
 def test_numbers_that_are_not_finite_fail() -> None:
     for task, shape in (("features", (3, 4)), ("classification", (3,)), ("classification", (1,))):
         tally = Tally(task)
@@ -209,6 +245,26 @@ def test_the_manifest_says_the_pooling(exported: Exported) -> None:
 
 def test_a_checkpoint_without_the_head_is_no_reference(exported: Exported, tmp_path: Path) -> None:
     """Transformers would make the head's weights up."""
+    make_reference(BERT["Model"].case("m", **THREE), tmp_path)
+    for against, message in (("transformers", r"has no classifier.bias, classifier.weight"), ("eager", r"classifier.weight .* is missing")):
+        with pytest.raises(CheckpointError, match=message):
+            judged(exported("bert"), tmp_path, against=against)
     make_reference(BERT["ForMaskedLM"].case("m", **THREE), tmp_path)
-    with pytest.raises(CheckpointError, match=r"has no classifier.bias, classifier.weight"):
-        judged(exported("bert"), tmp_path, against="transformers")
+    with pytest.raises(ConfigError, match="a BertForMaskedLM has a head for masklm, not for classification"):
+        judged(exported("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"vocab_size": 60}, "has a vocabulary of 120, .* one of 60: give the checkpoint it came from"),
+        ({"max_position_embeddings": 12}, "reads 20 tokens, .* 12"),
+        ({"type_vocab_size": 1}, "has 2 token types, .* 1"),
+    ],
+)
+def test_a_checkpoint_that_cannot_read_the_files_texts_is_refused(
+    exported: Exported, tmp_path: Path, config: dict[str, int], message: str
+) -> None:
+    make_reference(BERT["ForSequenceClassification"].case("c", **THREE, **config), tmp_path)
+    with pytest.raises(RuntimeFileError, match=message):
+        judged(exported("bert"), tmp_path)

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.layers and args.checkpoint is None:
         raise RuntimeFileError("--layers: layers are compared with the checkpoint's, so give --checkpoint DIR too")
     model = read_model_file(args.file)
+    model.require_left_to_right()
     if text is not None and tasks is not None:
         require_tasks(tasks)
     _say_how_to_be_faster(model)

@@ -95,6 +95,11 @@ class ModelFile:
         """Does the model fill blanks in a context that it reads whole (GLM), where others write on?"""
         return self.decode.fills_blanks
 
+    def require_left_to_right(self) -> None:
+        """RuntimeFileError for a file whose model fills blanks: it was not trained to write on."""
+        if self.fills_blanks:
+            raise RuntimeFileError(f"{self.path} fills blanks in a text, it does not write on from one: use flatlm generate")
+
 
 @dataclass(frozen=True)
 class FileContent:

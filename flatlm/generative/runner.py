@@ -236,8 +236,7 @@ class Runner:
 
     def require_left_to_right(self) -> None:
         """RuntimeFileError for a file whose model fills blanks: it can be told to read on, but was not trained to write so."""
-        if self.file.fills_blanks:
-            raise RuntimeFileError(f"{self.file.path} fills blanks in a text, it does not write on from one: use flatlm generate")
+        self.file.require_left_to_right()
 
     def _require_known(self, tokens: NDArray[np.int64]) -> None:
         unknown = tokens[(tokens < 0) | (tokens >= self.vocab_size)]

@@ -124,6 +124,8 @@ def _require_possible(plan: ExportPlan, budget: Budget, schemes: Sequence[str]) 
     """ExportError where even the smallest choice is beyond the budget, or the model is no decoder; before anything is measured."""
     if not isinstance(plan.config, ModelConfig):
         raise ExportError(f"a search tries the blocks of a decoder of FlatLM's own, which {plan.family} is not: export it by a recipe")
+    if plan.config.fills_blanks:
+        raise ExportError("a search judges files by the text that they write on with, and this model fills blanks: export it by a recipe")
     sources = plan.weights.weights
     least = _outside_units(plan) + sum(
         min(size(unit, scheme, sources) for scheme in possible(unit, schemes, sources)) for unit in units(plan.config)

@@ -10,11 +10,12 @@ import sentencepiece
 
 from flatlm import cli
 from flatlm.convert.worker import CompilerHere
-from flatlm.errors import RuntimeFileError, TokenizerError
+from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.generate import generate
 from flatlm.generative.infilling.fill import Context, FilledBlank, SpecialTokens, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.runner import Runner
+from flatlm.generative.tune import Budget, tune
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
@@ -150,3 +151,16 @@ def test_the_command(
     assert cli.main([*arguments, "--prompt", "北京"]) == 0
     out = capsys.readouterr()
     assert out.out.startswith("北京") and "[gMASK] was put at its end" in out.err
+
+
+def test_what_judges_text_that_is_written_on_is_refused_at_once(glm: tuple[GLMReference, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    text = glm[1] / "text.json"
+    text.write_text(json.dumps(CORPUS))
+    assert cli.main(["evaluate", str(glm[1] / "glm.tflite"), "--tokenizer", str(glm[1]), "--text", str(text)]) == 2
+    said = capsys.readouterr().err
+    assert "fills blanks in a text" in said
+    assert "note:" not in said
+    output = glm[1] / "tuned.tflite"
+    with pytest.raises(ExportError, match="this model fills blanks: export it by a recipe"):
+        tune(ExportRequest(glm[1], output, get_recipe("none"), (8, 24), 48, calibration=text), Budget(bits=8))
+    assert not output.with_name("tuned.tune").exists()

@@ -38,7 +38,7 @@ class UntiedMBartConfigBuilder(MBartConfigBuilder):
 
     @classmethod
     def condition(cls, hf_config: ConfigReader) -> bool:
-        return hf_config.architecture in family_record(cls.family).architectures
+        return family_record(cls.family).means(hf_config)
 
 
 if __name__ == "__main__":

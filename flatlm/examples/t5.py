@@ -83,7 +83,7 @@ class GatedT5ConfigBuilder(T5ConfigBuilder):
 
     @classmethod
     def condition(cls, hf_config: ConfigReader) -> bool:
-        return hf_config.architecture in family_record(cls.family).architectures and is_gated(hf_config)
+        return family_record(cls.family).means(hf_config) and is_gated(hf_config)
 
 
 if __name__ == "__main__":

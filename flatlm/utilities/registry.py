@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class FamilyRecord:
     """One line of the table: the family's name, its module, the architectures in config.json that mean it, and models that are of it.
 
-    `keys`: those that mean it, all of them together, in a config.json that names no architecture (FlagAI's).
+    `keys`: those that mean it, all of them together, in a config.json that names no architecture (FlagAI's); so may its `model_type`.
     """
 
     name: str
@@ -29,10 +29,18 @@ class FamilyRecord:
     keys: tuple[str, ...] = ()
 
     def means(self, hf_config: ConfigReader) -> bool:
-        """Is this configuration of the family, by its architecture or, where it names none, its keys?"""
+        """Is this configuration of the family, by its architecture or, where it names none, its keys or its `model_type`?"""
         if hf_config.architecture:
             return hf_config.architecture in self.architectures
-        return bool(self.keys) and all(map(hf_config.has, self.keys))
+        by_type = _MODEL_TYPES.get(hf_config.model_type) == self.name
+        return by_type or (bool(self.keys) and all(map(hf_config.has, self.keys)))
+
+
+_MODEL_TYPES = {
+    **{name: name for name in ("albert", "bart", "bert", "distilbert", "electra", "gpt2", "mbart", "mt5", "roberta", "t5")},
+    "xlm-roberta": "roberta",
+}
+"""Families by their `model_type`, which older checkpoints name alone; decoders that never were published so are not here."""
 
 
 FAMILIES = (
@@ -353,11 +361,14 @@ def _not_supported(hf_config: ConfigReader) -> ConfigError:
         return ConfigError(f"{problem} is supported, but not in the form that the other keys describe")
     headless = architecture.endswith(_NO_GENERATOR) and "LMHead" not in architecture
     if headless or hf_config.values.get("is_encoder_decoder") is True:
+        encoders = [record.name for record in FAMILIES if any(name.endswith("ForMaskedLM") for name in record.architectures)]
         return ConfigError(
-            f"{problem} is not a decoder for text generation, as far as its name and keys tell, but an encoder (as embedding models "
-            "are), an encoder with a decoder, or a model without its language head: not supported yet; flatlm models lists what is"
+            f"{problem} is not supported: of encoders the families {', '.join(encoders)} are, of other models those for text generation "
+            "that flatlm models lists. Where it is built as one of them, name that one: --model FAMILY"
         )
-    close = difflib.get_close_matches(architecture, known, 1)
+    if not architecture and hf_config.model_type in {record.name for record in FAMILIES}:
+        return ConfigError(f"{problem} names no architecture: add --model {hf_config.model_type} to read it as one of that family")
+    close = difflib.get_close_matches(architecture, known, 1, 0.8)
     hint = f"did you mean {close[0]}?" if close else f"supported are {', '.join(known)} (flatlm models lists them)"
     return ConfigError(f"{problem} is not supported; {hint}")
 

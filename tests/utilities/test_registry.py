@@ -45,13 +45,34 @@ def test_a_known_architecture_that_no_builder_takes_is_not_told_its_own_name(mon
     [
         {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True},  # EmbeddingGemma
         {"architectures": ["MPNetForMaskedLM"]},
+        {"architectures": ["CamembertForMaskedLM"]},
         {"architectures": ["LlamaForSequenceClassification"]},
         {"architectures": ["LEDForConditionalGeneration"], "is_encoder_decoder": True},
     ],
     ids=lambda config: config["architectures"][0],
 )
-def test_what_generates_no_text_is_refused_as_such(config: dict[str, Any]) -> None:
+def test_what_generates_no_text_hears_of_what_does_and_of_the_encoders(config: dict[str, Any]) -> None:
     message = refusal(**config)
-    assert "is not a decoder for text generation" in message
-    assert "not supported yet" in message
+    assert "is not supported: of encoders the families bert, roberta, albert, electra, distilbert are" in message
+    assert "--model FAMILY" in message
     assert "did you mean" not in message
+
+
+def test_a_name_that_is_not_near_is_not_guessed() -> None:
+    assert "did you mean" not in refusal(architectures=["BertLMHeadModel"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "family"),
+    [
+        *((name, name) for name in ("albert", "bart", "bert", "distilbert", "electra", "gpt2", "mbart", "mt5", "roberta", "t5")),
+        ("xlm-roberta", "roberta"),
+    ],
+)
+def test_older_configurations_name_their_model_type_alone(model_type: str, family: str) -> None:
+    assert find_builder(ConfigReader({"model_type": model_type}, "config.json")).family == family
+    assert "not supported" in refusal(model_type=model_type, architectures=["Other"])
+
+
+def test_a_model_type_that_is_not_enough_hears_of_the_option() -> None:
+    assert "names no architecture: add --model llama" in refusal(model_type="llama")

@@ -44,6 +44,7 @@ _TRAINED_FOR = (
 )
 """How architectures end."""
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MODULES_FILE = "modules.json"
 _POOLINGS = {
     "pooling_mode_mean_tokens": Pooling.MEAN,
@@ -87,6 +88,13 @@ def read_head(hf_config: ConfigReader, model_path: Path, names: TensorNames, sty
     return task, HiddenStates(PoolerConfig() if _has_pooler(model_path, names) else None)
 
 
+def problem_type(hf_config: ConfigReader) -> str | None:
+    """What a classifier's logits are; None where config.json does not say. Raises ConfigError."""
+    if hf_config.values.get("problem_type") is None:
+        return None
+    return str(hf_config.choice("problem_type", dict(zip(PROBLEM_TYPES, PROBLEM_TYPES, strict=True))))
+
+
 def label_names(hf_config: ConfigReader) -> tuple[str, ...]:
     """The classes' names in their order, LABEL_0 and so on where none are given. Raises ConfigError for a table with gaps."""
     names = hf_config.values.get("id2label")
@@ -94,6 +102,8 @@ def label_names(hf_config: ConfigReader) -> tuple[str, ...]:
         return tuple(f"LABEL_{i}" for i in range(hf_config.positive_int("num_labels", 2)))
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))) or not names:
         raise hf_config.wrong("id2label", "must name the labels 0, 1, 2, ... without a gap")
+    if not all(isinstance(name, str | int) for name in names.values()):
+        raise hf_config.wrong("id2label", "must name each label by a text")
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
@@ -140,12 +150,23 @@ def _task(hf_config: ConfigReader, model_path: Path, style: HeadStyle) -> str:
     if (asked := hf_config.heed_task()) is not None:
         if asked not in TASKS:
             raise ConfigError(f"--task {asked}: there are {', '.join(TASKS)}")
+        own = _trained_for(hf_config, style)
+        if own is not None and TASKS[asked] not in (own, FEATURES, EMBEDDING):
+            raise ConfigError(
+                f"{hf_config.source}: a {hf_config.architecture} has a head for {own}, not for {asked} as was asked (--task): ask for "
+                f"{own}, {EMBEDDING} or {FEATURES}, or correct the architecture where its weights are for {asked}"
+            )
         return TASKS[asked]
     if (model_path / MODULES_FILE).is_file():
         return EMBEDDING
+    return _trained_for(hf_config, style) or FEATURES
+
+
+def _trained_for(hf_config: ConfigReader, style: HeadStyle) -> str | None:
+    """The task of the head that the architecture names, or None."""
     if hf_config.architecture.endswith("ForPreTraining"):
         return style.pretraining
-    return next((task for ending, task in _TRAINED_FOR if hf_config.architecture.endswith(ending)), FEATURES)
+    return next((task for ending, task in _TRAINED_FOR if hf_config.architecture.endswith(ending)), None)
 
 
 def _labels(hf_config: ConfigReader) -> int:

@@ -96,10 +96,27 @@ def test_any_checkpoint_gives_embeddings(made: Made, case: Case) -> None:
 
 def test_a_task_that_the_checkpoint_was_not_trained_for_is_refused(made: Made) -> None:
     directory = made(MASKED)
+    with pytest.raises(ConfigError, match="a BertForMaskedLM has a head for masklm, not for classification as was asked"):
+        planned(directory, "classification")
+    edit_config(directory, architectures=["BertModel"])
     with pytest.raises(CheckpointError) as caught:
         planned(directory, "classification")
     assert "classifier.weight [2, 32] is missing" in str(caught.value)
     assert "cls.predictions.bias [120] is not used" in str(caught.value)
+
+
+def test_a_head_of_the_same_names_and_shapes_is_another(made: Made) -> None:
+    with pytest.raises(ConfigError, match="a BertForSequenceClassification has a head for classification, not for ner as was asked"):
+        planned(made(LABELLED), "ner")
+
+
+def test_an_older_checkpoint_names_no_architecture(made: Made) -> None:
+    directory = made(BERT["Model"].case("m"))
+    before = planned(directory).config
+    config = json.loads((directory / "config.json").read_text())
+    del config["architectures"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert planned(directory).config == before
 
 
 def test_what_another_head_left_behind_is_told(made: Made) -> None:
@@ -239,6 +256,9 @@ def test_labels_are_in_the_manifest(made: Made) -> None:
         ({"hidden_act": "mish"}, ConfigError, 'hidden_act = "mish" is not supported'),
         ({"num_attention_heads": 5}, ConfigError, "is not a multiple of num_attention_heads"),
         ({"id2label": {"0": "a", "2": "b"}}, ConfigError, "must name the labels 0, 1, 2"),
+        ({"id2label": {"0": "a", "1": ["x"], "2": "c"}}, ConfigError, "must name each label by a text"),
+        ({"pad_token_id": 9999}, ConfigError, "pad_token_id = 9999 is outside the vocabulary of 120"),
+        ({"problem_type": "odd"}, ConfigError, 'problem_type = "odd" is not supported; supported are'),
         ({"id2label": {"0": "a"}}, CheckpointError, "classifier.weight has shape"),
         ({"new_key": 1}, ConfigError, "new_key = 1"),
         ({"max_position_embeddings": 25}, CheckpointError, "position_embeddings.weight has shape"),
@@ -275,7 +295,7 @@ def test_recipes_that_calibrate_are_refused(made: Made) -> None:
 
 
 def test_lengths_follow_from_the_positions(made: Made) -> None:
-    assert planned(made(MASKED)).shape.lengths == (16,)
+    assert planned(made(MASKED)).shape.lengths == (16, 24)
     longer = made(ROBERTA["Model"].case("m", max_position_embeddings=514))
     plan = planned(longer)
     assert plan.shape.lengths == (16, 128, 512)
@@ -285,5 +305,5 @@ def test_lengths_follow_from_the_positions(made: Made) -> None:
 
 @pytest.mark.parametrize("task", ["poetry", "ner"])
 def test_a_task_that_a_model_has_not_is_refused(made: Made, task: str) -> None:
-    with pytest.raises((ConfigError, CheckpointError), match=r"--task poetry: there are|is missing"):
+    with pytest.raises((ConfigError, CheckpointError), match=r"--task poetry: there are|has a head for masklm, not for ner"):
         planned(made(MASKED), task)

@@ -10,7 +10,7 @@ from flatlm.layers.encoder_config import EmbeddingHead, EncoderConfig, SequenceH
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_slots import encoder_slots, ignored_patterns
-from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names
+from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names, problem_type
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -36,7 +36,7 @@ class Encoders:
         return build_on_meta(config)
 
     def graph(self, config: EncoderConfig, request: "ExportRequest") -> GraphPlan:
-        """`encode_<T>` for each length, by default those of DEFAULT_LENGTHS that the model has positions for. Raises ExportError."""
+        """`encode_<T>` for each length, by default DEFAULT_LENGTHS, none above the model's positions. Raises ExportError."""
         if request.kv_cache_len is not None or request.kv_cache_dtype != CacheDtype.FLOAT32 or request.prefill_logits:
             raise ExportError("an encoder has no KV cache and no prefill: leave out --kv-cache-len, --kv-cache-dtype and --prefill-logits")
         if request.output.suffix == ".litertlm":
@@ -49,7 +49,7 @@ class Encoders:
 
 def _lengths(request: "ExportRequest", longest: int) -> tuple[int, ...]:
     if request.prefill_lengths is None:
-        return tuple(length for length in DEFAULT_LENGTHS if length <= longest) or (longest,)
+        return tuple(sorted({min(length, longest) for length in DEFAULT_LENGTHS}))
     lengths = tuple(sorted(set(request.prefill_lengths)))
     if not lengths or lengths[0] < 1:
         raise ExportError(f"--prefill {','.join(map(str, lengths))}: lengths of text are whole numbers of at least 1")
@@ -59,10 +59,12 @@ def _lengths(request: "ExportRequest", longest: int) -> tuple[int, ...]:
 
 
 def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:
-    """What a runner must know beside the signatures: the task, what pads a text, and what the outputs mean."""
+    """What a runner must know beside the signatures: the task, what pads a text, and what the outputs mean. Raises ConfigError."""
     reader = ConfigReader.from_directory(request.checkpoint)
     facts: dict[str, Any] = {"kind": KIND, "task": config.task, "layers": len(config.layers)}
-    facts["pad_token_id"] = reader.values.get("pad_token_id") or 0
+    facts["pad_token_id"] = reader.whole("pad_token_id", 0)
+    if facts["pad_token_id"] >= config.vocab_size:
+        raise reader.wrong("pad_token_id", f"is outside the vocabulary of {config.vocab_size}")
     if config.token_types:
         facts["token_types"] = config.token_types
     if request.reading.task is not None:
@@ -70,5 +72,5 @@ def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:
     if isinstance(config.head, EmbeddingHead):
         facts |= {"pooling": str(config.head.pooling), "normalised": config.head.normalised, "dimensions": config.width}
     if isinstance(config.head, SequenceHead | TokenHead) and config.task in (CLASSIFICATION, TOKEN_CLASSIFICATION):
-        facts |= {"labels": list(label_names(reader)), "problem_type": reader.values.get("problem_type")}
+        facts |= {"labels": list(label_names(reader)), "problem_type": problem_type(reader)}
     return facts

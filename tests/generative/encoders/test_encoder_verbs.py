@@ -33,10 +33,10 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, o
 
 def test_check_plans_for_a_task(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, embedding = (run_json(capsys, "check", str(checkpoint), *more) for more in ([], ["--task", "embedding"]))
-    assert (own["kind"], own["task"], own["layers"], own["prefill"]) == ("encoder", "classification", 3, [16])
+    assert (own["kind"], own["task"], own["layers"], own["prefill"]) == ("encoder", "classification", 3, [16, 24])
     assert (embedding["task"], len(embedding["ignored_tensors"])) == ("embedding", 4)  # type: ignore[arg-type]
     assert main(["check", str(checkpoint)]) == 0
-    assert "texts of up to 16 tokens" in capsys.readouterr().out
+    assert "texts of up to 24 tokens" in capsys.readouterr().out
 
 
 def test_a_file_is_proved_inspected_and_verified(file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,5 +20,8 @@ def file_tokenizer(file: Path, directory: Path | None, checkpoint: Path | None =
     tokenizer = Tokenizer.load(source)
     expected = read_manifest(file).get("tokenizer")
     if expected is not None and expected != tokenizer.probe():
-        raise TokenizerError(f"{tokenizer.source} is the wrong tokenizer: it gives other ids than the one that {file} was exported with")
+        wrong = f"{tokenizer.source} is the wrong tokenizer: it gives other ids than the one that {file} was exported with"
+        if tokenizer.settings.cpm:
+            wrong += "; it cuts words first, by jieba or rjieba where one is installed: install it or remove it, as it was then"
+        raise TokenizerError(wrong)
     return tokenizer

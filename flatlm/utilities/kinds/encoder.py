@@ -12,6 +12,7 @@ from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_slots import encoder_slots, ignored_patterns
 from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names, problem_type
 from flatlm.utilities.kinds.kind import GraphPlan
+from flatlm.utilities.kinds.lengths import read_lengths
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.tensor_names import TensorNames
 
@@ -43,19 +44,8 @@ class Encoders:
             raise ExportError(
                 f"{request.output}: a bundle is for chats, which LiteRT-LM runs on decoders alone: export an encoder to .tflite"
             )
-        lengths = _lengths(request, config.max_positions)
+        lengths = read_lengths(request, DEFAULT_LENGTHS, config.max_positions)
         return GraphPlan(EncoderGraph(config, lengths), lengths, lengths[-1], facts=_facts(config, request))
-
-
-def _lengths(request: "ExportRequest", longest: int) -> tuple[int, ...]:
-    if request.prefill_lengths is None:
-        return tuple(sorted({min(length, longest) for length in DEFAULT_LENGTHS}))
-    lengths = tuple(sorted(set(request.prefill_lengths)))
-    if not lengths or lengths[0] < 1:
-        raise ExportError(f"--prefill {','.join(map(str, lengths))}: lengths of text are whole numbers of at least 1")
-    if lengths[-1] > longest:
-        raise ExportError(f"--prefill {lengths[-1]} is longer than the {longest} positions that the model was made for")
-    return lengths
 
 
 def _facts(config: EncoderConfig, request: "ExportRequest") -> dict[str, Any]:

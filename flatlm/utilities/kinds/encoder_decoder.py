@@ -10,7 +10,7 @@ from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig, StackConf
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import cache_dtype, cache_length
+from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, read_lengths
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.slots import BlockSlots, Part, Rows, Slot, linear_slots, norm_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -48,7 +48,7 @@ class EncoderDecoders:
             raise ExportError(f"{request.lora}: adapters are merged into decoders alone: merge it with peft first (merge_and_unload)")
         if request.prefill_logits:
             raise ExportError("--prefill-logits is for decoders: an encoder's text has no logits")
-        lengths = _encoder_lengths(request, config.encoder)
+        lengths = read_lengths(request, DEFAULT_ENCODER_LENGTHS, config.encoder.max_positions)
         context = cache_length(request, config.decoder.max_positions or ENDLESS)
         geometry = CacheGeometry(context, 1, cache_dtype(request))
         written = sum(geometry.bytes(block.attention) for block in config.decoder.blocks)
@@ -103,19 +103,6 @@ def _cross(config: EncoderDecoderConfig, names: TensorNames, layer: int) -> Iter
     both = [rows("cross_key_proj", keys), rows("cross_value_proj", keys)]
     yield from linear_slots(f"{prefix}.attention.key_value", both, width, names, bias=bias)
     yield from linear_slots(f"{prefix}.attention.output", [rows("cross_output_proj", width)], queries, names, bias=cross.output_bias)
-
-
-def _encoder_lengths(request: "ExportRequest", encoder: StackConfig) -> tuple[int, ...]:
-    """Tokens of the signatures that read, ascending."""
-    most = encoder.max_positions
-    if request.prefill_lengths is None:
-        return tuple(length for length in DEFAULT_ENCODER_LENGTHS if most is None or length <= most) or (most or 1,)
-    lengths = tuple(sorted(set(request.prefill_lengths)))
-    if not lengths or lengths[0] < 1:
-        raise ExportError(f"--prefill {','.join(map(str, lengths))}: the encoder's lengths are whole numbers of at least 1")
-    if most is not None and lengths[-1] > most:
-        raise ExportError(f"--prefill {lengths[-1]} is longer than the {most} positions of the model's encoder")
-    return lengths
 
 
 def _facts(config: EncoderDecoderConfig, lengths: tuple[int, ...]) -> dict[str, Any]:

@@ -41,6 +41,21 @@ def prefill_lengths(request: "ExportRequest", cache: int) -> tuple[int, ...]:
     return lengths
 
 
+def read_lengths(request: "ExportRequest", defaults: Iterable[int], longest: int | None) -> tuple[int, ...]:
+    """Tokens of an encoder's signatures, ascending: by default `defaults`, cut to the `longest` that it can read (None: any).
+
+    Raises ExportError for lengths that it cannot.
+    """
+    if request.prefill_lengths is None:
+        return tuple(sorted({length if longest is None else min(length, longest) for length in defaults}))
+    lengths = tuple(sorted(set(request.prefill_lengths)))
+    if not lengths or lengths[0] < 1:
+        raise ExportError(f"--prefill {','.join(map(str, lengths))}: an encoder's lengths are whole numbers of at least 1")
+    if longest is not None and lengths[-1] > longest:
+        raise ExportError(f"--prefill {lengths[-1]} is longer than the {longest} positions of the model's encoder")
+    return lengths
+
+
 def cache_dtype(request: "ExportRequest") -> CacheDtype:
     """What the caches hold. Raises ExportError for what is not known."""
     try:

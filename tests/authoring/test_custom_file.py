@@ -69,6 +69,13 @@ def test_wrong_files_are_one_line(name: str, tmp_path: Path) -> None:
 IN_BUILD = {
     "raises": ("self.config['n_layer']\n", "my_model.py:5: Mine.build() raised KeyError: 'n_layer'"),
     "arguments": ("self.Silu(self.data['x'])\n", "my_model.py:5: Mine.build() raised TypeError: "),
+    "in": (
+        "if 'b' in self.weight: pass\n",
+        'my_model.py:5: Mine.build() raised TypeError: what weight[""] has cannot be asked: weights are names only; '
+        "a bias that the checkpoint lacks is none by itself",
+    ),
+    "list": ("[*self.data['pastKey.']]\n", 'raised TypeError: data["pastKey."] is no list: data are names only'),
+    "true": ("self.weight['zz'] or 1\n", 'raised TypeError: weight["zz"] is neither true nor false: weights are names only'),
     "config": ("self.config = 3\n", "build() made self.config a int; it is a dict"),
 }
 

@@ -18,10 +18,26 @@ INPUTS = ("inputIds", "positionIds", "attentionMask", "sin", "cos", "atype", "se
 PAST = ("pastKey.", "pastValue.")
 
 
+class _NameOnly:
+    """What Python would make of a name that can be indexed for ever: no list, no container, no truth."""
+
+    instead: ClassVar[str]
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"{self} is no list: {self.instead}")
+
+    def __contains__(self, part: object) -> NoReturn:
+        raise TypeError(f"what {self} has cannot be asked: {self.instead}")
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self} is neither true nor false: {self.instead}")
+
+
 @dataclass(frozen=True)
-class DataName:
+class DataName(_NameOnly):
     """`data[name]`: an input or an intermediate result. Indexing on joins the parts: `data["pastKey."][0]` is pastKey.0."""
 
+    instead = "data are names only, and nothing is computed in build()"
     name: str = ""
 
     def __getitem__(self, part: object) -> "DataName":
@@ -36,9 +52,10 @@ class DataName:
 
 
 @dataclass(frozen=True)
-class WeightName:
+class WeightName(_NameOnly):
     """`weight[name]`: a tensor of the checkpoint. Indexing on joins the parts: `weight["layers."][0][".up.weight"]`."""
 
+    instead = "weights are names only; a bias that the checkpoint lacks is none by itself"
     name: str = ""
 
     def __getitem__(self, part: object) -> "WeightName":

@@ -4,12 +4,13 @@ Queries and keys turn in one go. What neither the result nor a cache depends on 
 products too, where they are neighbours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 
 from flatlm.authoring.compute_graph.flow import Flow
+from flatlm.authoring.compute_graph.layers import layers_of
 from flatlm.authoring.compute_graph.nodes import (
     Activated,
     Attended,
@@ -36,9 +37,10 @@ class Part(StrEnum):
 def merge(flow: Flow) -> Flow:
     """The same flow with products merged, and without what nothing depends on."""
     nodes = _alive(flow.nodes, flow.logits)
+    layers = {node.output: layer for node, layer in zip(nodes, layers_of(nodes), strict=True)}
     shapes = list(flow.shapes)
-    nodes = _fuse_gates(nodes, shapes, flow.logits)
-    nodes = _merge_products(nodes, shapes, flow.logits)
+    nodes = _fuse_gates(nodes, shapes, flow.logits, layers)
+    nodes = _merge_products(nodes, shapes, flow.logits, layers)
     nodes = _turn_together(nodes, shapes)
     return Flow(nodes, shapes, flow.logits)
 
@@ -74,7 +76,7 @@ def _alive(nodes: Sequence[Node], logits: int) -> list[Node]:
     return kept[::-1]
 
 
-def _fuse_gates(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int) -> list[Node]:
+def _fuse_gates(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int, layers: Mapping[int, int | None]) -> list[Node]:
     """Every Silu of one product, times another product of the same value, as one product [gate | up] and its gated half."""
     by_output, readers = {node.output: node for node in nodes}, readers_of(nodes)
 
@@ -91,7 +93,8 @@ def _fuse_gates(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int) -
             if not isinstance(gate_product, Product) or not isinstance(up_product, Product) or gate_product is up_product:
                 continue
             ways = (activated, up, gate_product.output)
-            if _mergeable(gate_product) == _mergeable(up_product) and gate_product.out_features == up_product.out_features:
+            alike = _mergeable(gate_product, layers) == _mergeable(up_product, layers)
+            if alike and gate_product.out_features == up_product.out_features:
                 if not all(map(only_read, ways)):
                     continue
                 merged = _merged([gate_product, up_product], shapes)
@@ -104,14 +107,14 @@ def _fuse_gates(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int) -
     return [new for node in nodes for new in replaced.get(node.output, [node])]
 
 
-def _merge_products(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int) -> list[Node]:
-    """Products of one value, of one half, all with a bias or all without, as one product and its columns."""
+def _merge_products(nodes: list[Node], shapes: list[tuple[int, ...]], logits: int, layers: Mapping[int, int | None]) -> list[Node]:
+    """Products of one value, of one half of one layer, all with a bias or all without, as one product and its columns."""
     half = parts(nodes)
     gates = {node.inputs[0] for node in nodes if isinstance(node, Gated)}
     groups: dict[object, list[Product]] = {}
     for node in nodes:
         if isinstance(node, Product) and node.output != logits and node.output not in gates:
-            groups.setdefault((_mergeable(node), half[node.output]), []).append(node)
+            groups.setdefault((_mergeable(node, layers), half[node.output]), []).append(node)
     replaced: dict[int, list[Node]] = {}
     for group in groups.values():
         if len(group) < 2:
@@ -156,9 +159,9 @@ def _turn_together(nodes: list[Node], shapes: list[tuple[int, ...]]) -> list[Nod
     return [new for node in nodes for new in replaced.get(node.output, [node])]
 
 
-def _mergeable(product: Product) -> object:
-    """What is the same of products that can be one."""
-    return product.inputs, bool(product.bias)
+def _mergeable(product: Product, layers: Mapping[int, int | None]) -> object:
+    """What is the same of products that can be one. Those of different layers stay apart: merged they would be of none."""
+    return product.inputs, bool(product.bias), layers.get(product.output)
 
 
 def _merged(products: Sequence[Product], shapes: list[tuple[int, ...]]) -> Product:

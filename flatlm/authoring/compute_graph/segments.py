@@ -1,21 +1,17 @@
 """A flow as segments: what comes before the layers, the layers, what comes after. Layers that are alike are one kind, compiled once.
 
-A layer is found by its number: that of its caches, and of the names of its weights, such as the 3 of model.layers.3.mlp.up_proj.weight.
-What has no weight belongs to the layer before it. Where the numbers do not tell layers apart, the whole flow is one segment.
+Where the numbers in names do not tell layers apart (`layers.py`), the whole flow is one segment.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from flatlm.authoring.compute_graph.flow import Flow
-from flatlm.authoring.compute_graph.nodes import Attended, Ids, Lookup, Node, Tensors, Turned, Turning, Weighted
+from flatlm.authoring.compute_graph.layers import layers_of
+from flatlm.authoring.compute_graph.nodes import Attended, Ids, Lookup, Node, Turned, Turning, Weighted
 from flatlm.authoring.compute_graph.weight_names import NamedWeight, name_weights
 from flatlm.layers.config import AttentionConfig
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-"""A part of a name, between dots, that is a number."""
 
 
 @dataclass(frozen=True)
@@ -99,37 +95,6 @@ def segment(flow: Flow, *, stamped: bool = True) -> tuple[Chart, tuple[NamedWeig
         kind, inputs, outputs = _renumbered(run, layer, needed | {flow.logits}, flow.shapes)
         uses.append(Use(kinds.setdefault(kind, len(kinds)), layer, inputs, outputs))
     return Chart(tuple(kinds), tuple(uses), flow.logits), weights
-
-
-def layers_of(nodes: Sequence[Node]) -> list[int | None]:
-    """The layer of each node; None outside of them, and everywhere where they cannot be told apart."""
-    caches = sorted(int(node.cache) for node in nodes if isinstance(node, Attended))
-    numbered: dict[str, set[int]] = {}
-    for node in nodes:
-        for tensor in _tensors(node):
-            for prefix, number in _numbers(tensor):
-                numbered.setdefault(prefix, set()).add(number)
-    prefixes = {prefix for prefix, numbers in numbered.items() if sorted(numbers) == caches}
-    layers: list[int | None] = []
-    for node in nodes:
-        own = {next((number for prefix, number in _numbers(tensor) if prefix in prefixes), None) for tensor in _tensors(node)}
-        if isinstance(node, Attended):
-            own = {int(node.cache)}
-        before = layers[-1] if layers else None
-        layers.append(before if not own else own.pop() if len(own) == 1 else None)
-    runs = [layer for layer, _ in groupby(layers)]
-    between = runs[runs[0] is None : len(runs) - (runs[-1] is None)]
-    return layers if prefixes and between == caches else [None] * len(nodes)
-
-
-def _tensors(node: Node) -> Tensors:
-    return node.weight + node.bias if isinstance(node, Weighted) else ()
-
-
-def _numbers(tensor: str) -> Iterator[tuple[str, int]]:
-    """The numbers in a name, each with what comes before it."""
-    for match in _NUMBER.finditer(tensor):
-        yield tensor[: match.start()], int(match.group())
 
 
 def _renumbered(

@@ -3,12 +3,15 @@
 `embedding` and `position_embedding` are the tables that ids look up, `lm_head` is the product that gives the logits, `final_norm` the norm
 before it. A layer's are below `blocks.{i}`: `attention_norm`, `attention.qkv`, `attention.output`, `feed_forward_norm`,
 `feed_forward.gate_up`, `feed_forward.down` where the flow has what these names mean, as every decoder's; any other is called as its tensor
-is, in `attention` or in `feed_forward`.
+is, in `attention` or in `feed_forward`. Outside of layers that is below `flow`; where layers cannot be told apart, below `flow.attention`
+or `flow.feed_forward`, so that recipes for halves of layers reach them all the same.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+
+from torch import nn
 
 from flatlm.authoring.compute_graph.flow import Flow
 from flatlm.authoring.compute_graph.merge import Part, parts, readers_of
@@ -30,6 +33,10 @@ from flatlm.authoring.compute_graph.nodes import (
 
 TABLES = {Ids.TOKENS: "embedding", Ids.POSITIONS: "position_embedding"}
 HEAD = "lm_head"
+OUTSIDE = "flow"
+"""Below it are weights of no layer that have no name of their own."""
+_TAKEN = frozenset(dir(nn.Module()))
+"""What no module can be called in another, such as `half` and `type`."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +49,13 @@ class NamedWeight:
 
 def name_weights(flow: Flow, layers: Sequence[int | None]) -> tuple[list[Node], tuple[NamedWeight, ...]]:
     """The nodes with their modules named, and the weights. Nodes of the same tensors share a module; a tied head has no weight."""
-    names = _Names(flow)
+    names = _Names(flow, layered=any(layer is not None for layer in layers))
     return [names.named(node, layer) for node, layer in zip(flow.nodes, layers, strict=True)], tuple(names.weights)
 
 
 class _Names:
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, *, layered: bool) -> None:
+        self._layered = layered
         self.weights: dict[NamedWeight, None] = {}
         self._logits = flow.logits
         self._half = parts(flow.nodes)
@@ -79,11 +87,13 @@ class _Names:
         role = self._role(node, layer)
         if role is not None:
             yield prefix + role
-        half = "" if layer is None else f"{self._half[node.output]}."
+        prefix = prefix or f"{OUTSIDE}."
+        half = "" if layer is None and self._layered else f"{self._half[node.output]}."
         suffix = {Lookup: "embedding", Normed: "norm"}.get(type(node), "")
         stems = [tensor.removesuffix(".weight") for tensor in node.weight]
         for parts_of_names in ([stem.rsplit(".")[-1] for stem in stems], [stem.replace(".", "_") for stem in stems]):
             own = "_".join(parts_of_names)
+            own += "_linear" if own in _TAKEN else ""
             own = prefix + half + (own if own.endswith(suffix) else f"{own}_{suffix}")
             yield own
         yield from (f"{own[: len(own) - len(suffix)]}{number}{suffix and '_'}{suffix}" for number in count(2))

@@ -112,22 +112,50 @@ def test_layers_that_differ_are_kinds_of_their_own() -> None:
     assert len(chart.kinds) == 4 and [use.kind for use in chart.uses] == [0, 1, 2, 1, 3]
 
 
-def test_names_without_numbers_make_one_segment() -> None:
+def renamed(old: str, new: str) -> FlowConfig:
+    """The odd model, its layers' tensors called otherwise."""
+
+    def spelt(name: str) -> str:
+        return name.replace(old, new) if name.startswith("h.") else name
+
+    def respelt(argument: object) -> object:
+        return replace(argument, name=spelt(argument.name)) if isinstance(argument, WeightName) else argument
+
     class Spelt(Odd):
         def build(self) -> None:
             super().build()
-            self.graph = [replace(call, arguments=tuple(map(spelt, call.arguments))) for call in self.graph]
+            self.graph = [replace(call, arguments=tuple(map(respelt, call.arguments))) for call in self.graph]
 
-    def spelt(argument: object) -> object:
-        name = getattr(argument, "name", "")
-        return replace(argument, name=name.replace("h.", "h_")) if name.startswith("h.") else argument  # type: ignore[type-var]
+    return build_flow(Spelt, CONFIG, {spelt(name): shape for name, shape in shapes().items()}, HERE)
 
-    known = {name.replace("h.", "h_") if name.startswith("h.") else name: shape for name, shape in shapes().items()}
-    config = build_flow(Spelt, CONFIG, known, HERE)
+
+def test_names_without_numbers_make_one_segment() -> None:
+    config = renamed("h.", "h_")
     assert len(config.chart.kinds) == 1 and len(config.blocks) == CONFIG["layers"]
     modules = [node.module for node in nodes(config) if isinstance(node, Weighted)]
     assert len(set(modules)) == len(modules)  # where a better name was taken, the tensor's own
-    assert {"norm", "h_1_norm", "h_2_o", "lm_head"} <= set(modules)
+    assert {"flow.attention.norm", "flow.attention.h_1_norm", "flow.attention.h_2_o", "flow.feed_forward.down", "lm_head"} <= set(modules)
+
+
+@pytest.mark.parametrize("name", ["half", "type", "forward", "training"])
+def test_tensors_may_be_called_as_what_modules_have(name: str) -> None:
+    config = renamed(".side.", f".{name}.")
+    build_on_meta(config, CacheGeometry(32))
+    assert f"blocks.{{}}.feed_forward.{name}_linear" in [node.module for node in nodes(config) if isinstance(node, Weighted)]
+    assert len(config.chart.kinds) == 3
+
+
+def test_products_of_different_layers_stay_apart_where_they_read_one_value() -> None:
+    class Fed(Odd):
+        def FusedAttention(self, *arguments: object) -> None:  # noqa: N802
+            super().FusedAttention(*arguments)  # type: ignore[arg-type]
+            layer = self.weight["h."][str(arguments[1].name).removeprefix("pastKey.")]  # type: ignore[attr-defined]
+            self.Linear(self.data["first"], layer[".fed"], None, self.data["fed"])
+            self.AddTo(self.data["x"], self.data["fed"])
+
+    known = shapes() | {f"h.{layer}.fed": (32, 32) for layer in range(CONFIG["layers"])}
+    chart = build_flow(Fed, CONFIG, known, HERE).chart
+    assert [use.layer for use in chart.uses] == [None, *range(CONFIG["layers"]), None] and len(chart.kinds) == 3
 
 
 def test_a_bias_that_the_checkpoint_lacks_is_none_and_keeps_its_product_apart() -> None:
@@ -150,7 +178,7 @@ def test_a_weight_that_all_layers_share_makes_one_segment() -> None:
 
     config = build_flow(Shared, CONFIG, shapes(), HERE)
     assert len(config.chart.kinds) == 1
-    assert [slot.name for slot in config.slots].count("norm.weight") == 1
+    assert [slot.name for slot in config.slots].count("flow.attention.norm.weight") == 1
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,12 @@ def author(
     if longest is None:
         longest = hf_config.positive_int("max_position_embeddings", 2048)
     hf_config.skip("max_position_embeddings")
+    for each in module.modules():
+        if isinstance(each, RotaryEmbedding) and each.unscaled is not None and longest > each.unscaled:
+            raise ConfigError(
+                f"{reference}: max_positions is {longest}, and its dynamic scaling begins beyond {each.unscaled} positions, where a file "
+                f"cannot follow it: let the builder's max_positions be {each.unscaled}"
+            )
     _settle(hf_config, sizes, attentions, tied=tied)
     values = json.dumps({**dict(hf_config.values), **hf_config.filled_in()})
     return AuthoredConfig(reference, values, hf_config.source, logits, width, longest, attentions, tied, tuple(names.items()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flatlm.authoring.authored import AuthoredModel, update_weights
 from flatlm.authoring.load_weights import load_stacked, packed_table
 from flatlm.authoring.recording import ComputedWeight, Recording, record
+from flatlm.errors import ConfigError
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.loader import LoadPlan, PlannedWeight, disagreement
 from flatlm.utilities.slots import Slot
@@ -25,7 +26,7 @@ def plan_weights(model: AuthoredModel, checkpoint: TensorStore) -> LoadPlan:
     file_names = dict(model.config.names)
     parameters = dict(module.named_parameters())
     used = recording.used(parameters.values())
-    patterns = [*INERT_TENSORS, *getattr(module, "ignored_weights", ())]
+    patterns = _ignored(module)
     if model.config.tied_head:
         patterns.append("lm_head.weight")
     rest = [name for name in checkpoint.tensors if name not in used]
@@ -54,9 +55,17 @@ def _load(module: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
     if load is not None:
         load(named)
         return
-    patterns = [*INERT_TENSORS, *getattr(module, "ignored_weights", ())]
+    patterns = _ignored(module)
     kept = ((name, tensor) for name, tensor in named if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
     load_stacked(module, kept, packed_table(getattr(module, "packed_modules_mapping", {})))
+
+
+def _ignored(module: nn.Module) -> list[str]:
+    """Patterns of tensors that are left out. Raises ConfigError where the class has something else."""
+    given = getattr(module, "ignored_weights", ())
+    if not isinstance(given, tuple | list) or not all(isinstance(pattern, str) for pattern in given):
+        raise ConfigError(f"{type(module).__name__}.ignored_weights = {given!r} must be a list of patterns, such as ['*.inv_freq']")
+    return [*INERT_TENSORS, *given]
 
 
 def _planned(

@@ -89,6 +89,14 @@ def read_rope(
     return rope
 
 
+def positions_unscaled(hf_config: ConfigReader) -> int | None:
+    """As many positions as dynamic NTK changes nothing in: `max_position_embeddings`. None for any other rotary embedding."""
+    scaling = hf_config.nested("rope_parameters") or hf_config.nested("rope_scaling")
+    if scaling is None or SCALINGS.get(scaling.values.get("rope_type", scaling.values.get("type"))) is not _dynamic:
+        return None
+    return hf_config.positive_int("max_position_embeddings", 2048)
+
+
 def read_ropes(hf_config: ConfigReader, head_dim: int, *, base: float, window_base: float | None = None) -> tuple[RopeConfig, RopeConfig]:
     """The rotary embeddings of layers that see everything, and of those that see a window.
 

@@ -1,19 +1,18 @@
 """From an author's class and a checkpoint to a configuration: build() is run, and what it describes is checked and merged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatlm.authoring.author_code import author_code
 from flatlm.authoring.compute_graph.calls import ComputeGraph, WeightName
 from flatlm.authoring.compute_graph.config import FlowConfig
-from flatlm.authoring.compute_graph.flow import check_flow
+from flatlm.authoring.compute_graph.flow import MAX_POSITIONS, check_flow
 from flatlm.authoring.compute_graph.merge import merge
 from flatlm.authoring.compute_graph.segments import segment
 from flatlm.errors import CustomModelError
 from flatlm.utilities.slots import Part, Slot
 
-MAX_POSITIONS = "max_positions"
 LENGTH_KEYS = ("max_position_embeddings", "seq_length", "max_sequence_length", "n_positions", "model_max_length", "max_seq_len")
 """What others call it, for the hint where it is missing."""
 IGNORED = ("*.rotary_emb.inv_freq",)
@@ -45,8 +44,19 @@ def build_flow(
     used = {tensor for weight in weights for tensor in weight.tensors}
     named = {argument.name for call in graph.graph for argument in call.arguments if isinstance(argument, WeightName)}
     dropped = tuple(sorted(named & tensors.keys() - used))  # of calls that nothing depends on
-    ignored = (*IGNORED, *graph.ignored_tensors, *dropped)
+    ignored = (*IGNORED, *_patterns(graph, source), *dropped)
     return FlowConfig(chart, slots, ignored, positions, flow.shapes[flow.logits][-1])
+
+
+def _patterns(graph: ComputeGraph, source: Path) -> Sequence[str]:
+    """What the class ignores."""
+    given: Any = graph.ignored_tensors
+    if not isinstance(given, tuple | list) or not all(isinstance(pattern, str) for pattern in given):
+        raise CustomModelError(
+            f"{source.name}: {type(graph).__name__}.ignored_tensors = {given!r} must be a tuple of patterns: ignored_tensors = "
+            f"({given if isinstance(given, str) else '*.inv_freq'!r},)"
+        )
+    return given
 
 
 def _no_positions(config: Any) -> str:

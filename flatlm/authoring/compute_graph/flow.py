@@ -22,10 +22,12 @@ from flatlm.authoring.compute_graph.nodes import (
 )
 from flatlm.errors import ConfigError, CustomModelError
 from flatlm.layers.config import AttentionConfig
-from flatlm.utilities.config_parts import read_rope
+from flatlm.utilities.config_parts import positions_unscaled, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 
 LOGITS = "logits"
+MAX_POSITIONS = "max_positions"
+"""The key under which build() leaves the longest context, in tokens."""
 IDS = {"inputIds": Ids.TOKENS, "positionIds": Ids.POSITIONS}
 SPACES = {"AddTo": "added", "MulTo": "multiplied"}
 
@@ -48,7 +50,9 @@ class _Written:
 
 
 def check_flow(calls: Sequence[Call], tensors: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], source: str) -> Flow:
-    """The flow of the calls over a checkpoint with tensors of these shapes. `source`: what the configuration is called in errors.
+    """The flow of the calls over a checkpoint with tensors of these shapes.
+
+    `config`: as build() left it, with `max_positions`. `source`: what it is called in errors.
 
     Raises CustomModelError for the first call that is wrong, naming the call, the data or weight, and the shapes.
     """
@@ -87,6 +91,9 @@ class _Checker:
         if ids.name not in IDS:
             raise self.call.wrong(f'{ids} is not a list of ids: give data["inputIds"] or data["positionIds"]')
         rows, width = self._tensor(weight, 2)
+        longest = self.config[MAX_POSITIONS]
+        if IDS[ids.name] is Ids.POSITIONS and rows < longest:
+            raise self.call.wrong(f'{weight} has {rows} rows, and {MAX_POSITIONS} is {longest}: self.config["{MAX_POSITIONS}"] = {rows}')
         self._write(output, Lookup((), self._new((width,)), (weight.name,), (), "", IDS[ids.name], rows, width))
 
     def Linear(self, x: DataName, weight: WeightName, bias: WeightName | None, output: DataName) -> None:  # noqa: N802
@@ -258,8 +265,14 @@ class _Checker:
         reader = ConfigReader(self.config, f"{self.source}: config")
         try:
             rope = read_rope(reader, width)
+            unscaled = positions_unscaled(reader)
         except ConfigError as error:
             raise self.call.wrong(str(error)) from error
+        if unscaled is not None and self.config[MAX_POSITIONS] > unscaled:
+            raise self.call.wrong(
+                f"{MAX_POSITIONS} is {self.config[MAX_POSITIONS]}, and dynamic scaling begins beyond max_position_embeddings, where a "
+                f'file cannot follow it: set self.config["{MAX_POSITIONS}"] to {unscaled}'
+            )
         if rope.rotary_dim is not None:
             raise self.call.wrong(
                 f"partial_rotary_factor makes {rope.rotary_dim} of {width} entries turn, the first ones: LlamaRotatePosition2D turns halves"

@@ -11,7 +11,7 @@ from flatlm.authoring.step import current_step
 from flatlm.layers import ops
 from flatlm.layers.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, RopeScaling, YarnScaling
 from flatlm.layers.rope import rope_tables
-from flatlm.utilities.config_parts import read_rope
+from flatlm.utilities.config_parts import positions_unscaled, read_rope
 from flatlm.utilities.config_reader import ConfigReader
 
 
@@ -55,11 +55,14 @@ class LongRoPEScalingParameters:
 
 
 class RotaryEmbedding(nn.Module):
-    """Called with (x, position_ids [1, T]): cosines and sines [1, T, R], each half of R the same."""
+    """Called with (x, position_ids [1, T]): cosines and sines [1, T, R], each half of R the same.
 
-    def __init__(self, config: RopeConfig) -> None:
+    `unscaled`: the most positions that dynamic NTK leaves as they are; None for other scalings.
+    """
+
+    def __init__(self, config: RopeConfig, unscaled: int | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.unscaled = config, unscaled
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,14 +125,15 @@ def build_rotary_embedding(
             )
         case _:
             pass
-    return RotaryEmbedding(RopeConfig(dim, float(base), scaling))
+    dynamic = emb_type is RopeType.DynamicNTKScaling and scaling_factor != 1.0
+    return RotaryEmbedding(RopeConfig(dim, float(base), scaling), max_position_embeddings if dynamic else None)
 
 
 def build_rotary_embedding_from_config(config: Any, **_: Any) -> RotaryEmbedding:
     """As the checkpoint's config.json says: rope_theta, rope_scaling, rope_parameters, partial_rotary_factor."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = read_rope(config, width)
-    return RotaryEmbedding(RopeConfig(rope.rotary_dim or width, rope.base, rope.scaling))
+    return RotaryEmbedding(RopeConfig(rope.rotary_dim or width, rope.base, rope.scaling), positions_unscaled(config))
 
 
 class ApplyRotaryEmb(nn.Module):

@@ -276,3 +276,42 @@ def test_a_missing_head_is_the_embedding_only_of_a_tied_checkpoint() -> None:
     assert build(tied, rest=False, config={"tie_word_embeddings": True}).tied_head
     with pytest.raises(CustomModelError, match=r'weight\["lm_head\.weight"\] is not in the checkpoint'):
         build(tied, rest=False, config={"tie_word_embeddings": False})
+
+
+@pytest.mark.parametrize("given", ["*.inv_freq", ("a", 3), None])
+def test_ignored_tensors_are_a_tuple_of_patterns(given: object) -> None:
+    class Sparing(ComputeGraph):
+        ignored_tensors = given  # type: ignore[assignment]
+
+        def build(self) -> None:
+            attend(self)
+            self.Linear(self.data["read"], self.weight["out.weight"], None, self.data["logits"])
+
+    with pytest.raises(CustomModelError) as raised:
+        build_flow(Sparing, {"max_positions": 32}, SHAPES, HERE)
+    said = f"Sparing.ignored_tensors = {given!r} must be a tuple of patterns: ignored_tensors = ('*.inv_freq',)"
+    assert said in str(raised.value)
+
+
+def test_a_table_of_positions_has_a_row_for_each() -> None:
+    def learned(g: ComputeGraph) -> None:
+        g.Embedding(g.data["positionIds"], g.weight["wte.weight"], g.data["x"])
+
+    assert build(learned, config={"max_positions": 48}).max_positions == 48
+    with pytest.raises(CustomModelError, match=r'call 1, Embedding\(data\["positionIds"\]') as raised:
+        build(learned, config={"max_positions": 49})
+    assert 'weight["wte.weight"] has 48 rows, and max_positions is 49' in str(raised.value)
+
+
+def test_dynamic_scaling_ends_where_it_would_begin_to_scale() -> None:
+    def turned(g: ComputeGraph) -> None:
+        embedded(g)
+        g.ExpandHead(g.data["x"], 8)
+        turn(g)
+
+    for key in ("rope_scaling", "rope_parameters"):
+        config: dict[str, object] = {key: {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 16}
+        assert build(turned, config={**config, "max_positions": 16}).max_positions == 16
+        with pytest.raises(CustomModelError, match="call 3, LlamaRotatePosition2D") as raised:
+            build(turned, config={**config, "max_positions": 17})
+        assert 'set self.config["max_positions"] to 16' in str(raised.value)

@@ -1,8 +1,9 @@
 """Code of an author's, run so that whatever it raises is one clear line."""
 
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 
 from flatlm.errors import CustomModelError, FlatlmError
@@ -11,14 +12,20 @@ OTHER_PACKAGES = {"ftllm": "from flatlm.llm import ComputeGraph"}
 """What to import in the place of packages that published files import."""
 
 
+def prints_aside() -> AbstractContextManager[object]:
+    """Within it, what code prints goes to stderr: stdout is for the answer of a verb, which other programs read."""
+    return redirect_stdout(sys.stderr)
+
+
 @contextmanager
 def author_code(source: Path, what: str) -> Iterator[None]:
     """Whatever the code in the file `source` raises becomes a CustomModelError with file and line; FlatLM's own errors pass.
 
-    `what` is named in the error.
+    `what` is named in the error. What it prints goes to stderr.
     """
     try:
-        yield
+        with prints_aside():
+            yield
     except FlatlmError:
         raise
     except SyntaxError as error:

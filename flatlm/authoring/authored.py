@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from flatlm.authoring.author_code import prints_aside
 from flatlm.authoring.config import AuthoredConfig, ModelConfig, require_sizes
 from flatlm.authoring.module_map import ModuleReference
 from flatlm.authoring.modules.attention import Attention
@@ -60,7 +61,8 @@ class AuthoredModel(nn.Module):
         """
         given = empty_caches(self.config, self.geometry) if caches is None else caches  # type: ignore[arg-type]
         step = Step(input_pos, self.geometry, self.config.attentions, given, len(given))
-        logits = run(self.module, self.context, tokens, input_pos, step)
+        with prints_aside():
+            logits = run(self.module, self.context, tokens, input_pos, step)
         return logits, [layer.cache for layer in step.layers]
 
     def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
@@ -132,7 +134,7 @@ def construct(reference: ModuleReference, hf_config: ConfigReader, context: Step
     """The author's module, its parameters on the meta device, tied as its `update_weights` ties them. Raises ConfigError."""
     made = reference.resolve()
     try:
-        with torch.no_grad(), _ParametersOnMeta():
+        with prints_aside(), torch.no_grad(), _ParametersOnMeta():
             offered: dict[str, Any] = {"dtype": torch.float32, "device": None}
             accepted = inspect.signature(made.__init__).parameters
             takes_all = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
@@ -147,7 +149,8 @@ def construct(reference: ModuleReference, hf_config: ConfigReader, context: Step
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{reference} is not a torch.nn.Module")
     _to_meta(module)
-    update_weights(module)
+    with prints_aside():
+        update_weights(module)
     return module.eval().requires_grad_(False)
 
 
@@ -197,7 +200,7 @@ def _trial(module: nn.Module, context: StepContextManager, layers: int, referenc
     step = Step(input_pos, CacheGeometry(TRIAL_TOKENS), (), None, layers)
     shapes = dict(module.named_parameters())
     try:
-        with torch.no_grad(), WeightCalls(list(shapes.items()), torch.zeros(1)) as calls:
+        with prints_aside(), torch.no_grad(), WeightCalls(list(shapes.items()), torch.zeros(1)) as calls:
             logits = run(module, context, tokens, input_pos, step)
     except FlatlmError:
         raise

@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from flatlm.authoring.author_code import prints_aside
 from flatlm.authoring.config import ModelConfig as SizesOnly
 from flatlm.authoring.module_map import ModuleReference, find_module, known_architectures, load_outside
 from flatlm.authoring.user_code import PREFIX, load_file
@@ -20,9 +21,10 @@ def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder
     A class in a module map goes before a re-authored family; the first builder whose condition holds says what its configuration is.
     Raises ConfigError where a file was named and has nothing for the architecture.
     """
-    load_outside(module_map)
-    builder = _registered(hf_config, module_map)
-    reference = find_module(hf_config.architecture, module_map)
+    with prints_aside():
+        load_outside(module_map)
+        builder = _registered(hf_config, module_map)
+        reference = find_module(hf_config.architecture, module_map)
     if reference is not None:
         return _authored(reference, hf_config.architecture, None if builder is None else _guarded(builder))
     if builder is not None and not hasattr(builder, "tensor_names"):
@@ -65,7 +67,8 @@ def _guarded(builder: type[ConfigBuilder]) -> type[ConfigBuilder]:
         def build(cls, hf_config: ConfigReader, model_path: Path) -> Any:
             name = f"{builder.__module__}.{builder.__name__}.build"
             try:
-                config = builder.build(hf_config, model_path)
+                with prints_aside():
+                    config = builder.build(hf_config, model_path)
             except FlatlmError:
                 raise
             except Exception as error:  # whatever an author's code raises

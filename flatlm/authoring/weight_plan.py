@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flatlm.authoring.author_code import prints_aside
 from flatlm.authoring.authored import AuthoredModel, update_weights
 from flatlm.authoring.load_weights import load_stacked, packed_table
 from flatlm.authoring.recording import ComputedWeight, Recording, record
@@ -22,7 +23,8 @@ INERT_TENSORS = ("*rotary_emb.inv_freq", "*rotary_emb.cos_cached", "*rotary_emb.
 def plan_weights(model: AuthoredModel, checkpoint: TensorStore) -> LoadPlan:
     """Where every parameter comes from. Raises one CheckpointError that lists all that does not fit; reads no tensor."""
     module = model.module
-    recording = record(module, lambda weights: _load(module, weights), checkpoint.tensors, after=lambda: update_weights(module))
+    with prints_aside():
+        recording = record(module, lambda weights: _load(module, weights), checkpoint.tensors, after=lambda: update_weights(module))
     file_names = dict(model.config.names)
     parameters = dict(module.named_parameters())
     used = recording.used(parameters.values())

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -121,7 +122,9 @@ def _main() -> None:
         import flatlm.convert.lowerings  # noqa: F401 - the slow imports, while the job is on its way
     job = sys.stdin.buffer.read()
     if job:
-        sys.stdout.buffer.write(pickle.dumps(pickle.loads(job).stamp()))
+        with redirect_stdout(sys.stderr):  # an author's module may print
+            answer = pickle.dumps(pickle.loads(job).stamp())
+        sys.stdout.buffer.write(answer)
 
 
 if __name__ == "__main__":

@@ -93,4 +93,5 @@ def _forget(folder: Path, kept: Path) -> None:
             room -= state.st_size if file != kept else 0
             if room < 0 and file != kept:
                 for found in folder.glob(f"{file.stem}.*"):
-                    found.unlink(missing_ok=True)
+                    if found.suffix != ".lock":  # another process may wait for it
+                        found.unlink(missing_ok=True)

@@ -382,6 +382,7 @@ def config_from(reader: ConfigReader, directory: Path, reading: Reading = AS_IT_
     """The same, of values that were read already. Raises ConfigError."""
     reader.task = reading.task
     if reading.custom is not None:
+        _require_alone(reading)
         builder = importlib.import_module(CUSTOM_FILES).custom_builder(reading.custom)
     else:
         builder = find_builder(reader, family=reading.family, module_map=reading.module_map)
@@ -391,3 +392,11 @@ def config_from(reader: ConfigReader, directory: Path, reading: Reading = AS_IT_
     reader.skip("quantization_config")  # read, or refused, where the checkpoint is opened
     reader.finish(reading.ignored_config_keys)
     return config, builder
+
+
+def _require_alone(reading: Reading) -> None:
+    """ConfigError where beside a custom file there is something else that says what the model is."""
+    others = {f"--model {reading.family}": reading.family, f"--module-map {reading.module_map}": reading.module_map}
+    for option, given in others.items():
+        if given is not None:
+            raise ConfigError(f"--custom {reading.custom} says what the model is, and so does {option}: leave one of them out")

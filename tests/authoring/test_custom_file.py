@@ -1,5 +1,6 @@
 """Files with a user's own model: what they may hold, when they are run, and what is said of the wrong ones."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,23 @@ def test_a_tensor_that_no_call_names_is_an_error(checkpoint: Path, tmp_path: Pat
     )
     with pytest.raises(CheckpointError, match=r"model.layers.0.self_attn.v_proj.weight \[32, 64\] is not used by the model"):
         build_model(checkpoint, reading=Reading(custom=file))
+
+
+@pytest.mark.parametrize("other", [["--model", "llama"], ["--module-map", "map.py"]])
+def test_two_that_say_what_the_model_is_are_refused(other: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = Path(__file__).parent / "compute_graph" / "custom" / "llama_written.py"
+    assert main(["check", "-p", str(checkpoint), "--custom", str(written), *other]) == 2
+    assert f"llama_written.py says what the model is, and so does {' '.join(other)}: leave one of them out" in capsys.readouterr().err
+
+
+def test_what_a_file_prints_is_not_the_answer(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "talking.py"
+    written = (Path(__file__).parent / "compute_graph" / "custom" / "llama_written.py").read_text()
+    file.write_text('print("loaded")\n' + written.replace("def build(self):\n", 'def build(self):\n        print("built")\n'))
+    assert main(["check", "-p", str(checkpoint), "--custom", str(file), "--json"]) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "loaded\nbuilt\n" in printed.err
 
 
 def test_recipes_that_calibrate_a_decoder_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
-"""What a class from outside may not say: more positions than its rotary embedding has, or patterns that are no list."""
+"""What a class from outside may not say: positions beyond its rotary embedding, patterns that are no list. And where its prints go."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import flatlm
+from flatlm.cli import main
 from tests.authoring.checkpoints import LLAMA_MAP, llama, rewrite
 
 BUILDER = """
@@ -60,3 +62,17 @@ def test_ignored_weights_are_a_list_of_patterns(checkpoint: Path, tmp_path: Path
     text = LLAMA_MAP.read_text("utf-8").replace("    support_cuda_graph = True\n", '    ignored_weights = "*.inv_freq"\n')
     said = problem(checkpoint, tmp_path / "map.py", text)
     assert said is not None and "LlamaForCausalLM.ignored_weights = '*.inv_freq' must be a list of patterns" in said
+
+
+def test_what_a_class_prints_is_not_the_answer(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(checkpoint, rope_parameters=None)
+    text, file = 'print("loaded")\n' + LLAMA_MAP.read_text("utf-8"), tmp_path / "map.py"
+    for name in ("__init__", "forward", "update_weights", "load_weights"):
+        head, _, tail = text.rpartition(f"    def {name}(")
+        line, _, rest = tail.partition(":\n")  # of its signature
+        text = f"{head}    def {name}({line}:\n        print({name!r})\n{rest}"
+    file.write_text(text + BUILDER.format(positions=32).replace("return Model", 'print("sizes"); return Model'), "utf-8")
+    assert main(["check", "-p", str(checkpoint), "--module-map", str(file), "--json"]) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert {"loaded", "__init__", "forward", "update_weights", "load_weights", "sizes"} <= set(printed.err.split())

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Self, TypeAlias, TypeGuard, overload
 
-from flatlm.errors import CheckpointError, ExportError, RuntimeFileError
+from flatlm.errors import CheckpointError, ConfigError, ExportError, RuntimeFileError
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generate import Generation, Piece, joined, stream
 from flatlm.generative.runner import Runner
@@ -54,6 +54,34 @@ class EngineConfig:
     """None: one for each core."""
     enable_prefix_caching: bool = False
     """Read what a prompt has in common with the last text once. Answers may then differ in the last digits of their probabilities."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a field of another type."""
+        for field in fields(self):
+            wanted, what = _WANTED[field.name]
+            value = getattr(self, field.name)
+            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+                raise ConfigError(f"{field.name} = {value!r} must be {what}")
+        if not all(type(length) is int for length in self.prefill_lengths or ()):
+            raise ConfigError(f"prefill_lengths = {self.prefill_lengths!r} must be whole numbers, such as (128, 512)")
+
+
+_NUMBER = ((int, NoneType), "a whole number, or None")
+_FILE = ((str, Path, NoneType), "the path of a Python file, or None")
+_SWITCH = ((bool,), "True or False")
+_WANTED: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "recipe": ((str, Recipe), "the name of a recipe, its file, or a Recipe"),
+    "kv_cache_len": _NUMBER,
+    "prefill_lengths": ((tuple, list, NoneType), "a tuple of whole numbers, such as (128, 512), or None"),
+    "custom_module_map": _FILE,
+    "custom": _FILE,
+    "family": ((str, NoneType), "the name of a family, or None"),
+    "kv_cache_dtype": ((str,), "the name of a type, such as 'float32'"),
+    "verify": _SWITCH,
+    "threads": _NUMBER,
+    "enable_prefix_caching": _SWITCH,
+}
+"""The types of an EngineConfig's fields, and what they are in words."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What an exported file is compared with: the original checkpoint, run by transformers, or by the eager re-authored model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +143,27 @@ def _known_to_transformers(checkpoint: Path, length: int) -> bool:
 
 
 REFERENCES = ("transformers", "eager")
+
+
+def require_its_code(manifest: Mapping[str, Any], file: Path, checkpoint: Path, reading: Reading) -> None:
+    """ConfigError for a file of the user's own code, where that was not given and nobody else knows what the checkpoint is."""
+    custom, module = manifest.get("custom"), manifest.get("module")
+    if reading.names_code or (custom is None and module is None):
+        return
+    reader = ConfigReader.from_directory(checkpoint)
+    try:
+        find_builder(reader, family=reading.family)
+    except ConfigError:
+        pass
+    else:
+        return
+    if find_spec("transformers") is not None:
+        with quiet():
+            import transformers
+        if reader.architecture and hasattr(transformers, reader.architecture):
+            return
+    name, option = (custom.get("file"), "--custom") if isinstance(custom, dict) else (module, "--module-map")
+    raise ConfigError(f"{file} was exported with {option} {name}, and {checkpoint} does not say what it is: give that file with {option}")
 
 
 def reference_name(

@@ -18,7 +18,7 @@ from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.evaluation.divergence import kl_divergence, log_softmax
 from flatlm.generative.evaluation.greedy import equal_tokens, greedy_tokens
 from flatlm.generative.inspect import read_manifest
-from flatlm.generative.reference import Reference, open_reference
+from flatlm.generative.reference import Reference, open_reference, require_its_code
 from flatlm.generative.runner import Runner, Writer
 from flatlm.progress import Progress
 from flatlm.quantize.recipes import Bound, Recipe
@@ -103,7 +103,9 @@ def verify(
     if tokens < 1:
         raise RuntimeFileError(f"--tokens {tokens}: compare at least one")
     require_its_adapter(file, lora)
-    kind = read_manifest(file).get("kind", "decoder")
+    manifest = read_manifest(file)
+    require_its_code(manifest, file, checkpoint, reading)
+    kind = manifest.get("kind", "decoder")
     if kind not in JUDGES:
         raise RuntimeFileError(f"{file}: its manifest says that it is a {kind!r}; known are {', '.join(JUDGES)}: update FlatLM")
     report: VerificationReport = importlib.import_module(JUDGES[kind]).judge(request)

@@ -7,7 +7,9 @@ import pytest
 
 from flatlm.authoring.custom_file import custom_builder, load_model_class
 from flatlm.cli import main
-from flatlm.errors import CheckpointError, CustomModelError
+from flatlm.errors import CheckpointError, ConfigError, CustomModelError
+from flatlm.generative.reference import require_its_code
+from flatlm.generative.verify import verify
 from flatlm.utilities.example import build_model, run_sample
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import ConfigBuilder, build_config
@@ -156,6 +158,29 @@ def test_what_a_file_prints_is_not_the_answer(checkpoint: Path, tmp_path: Path, 
     printed = capsys.readouterr()
     json.loads(printed.out)
     assert "loaded\nbuilt\n" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("facts", "option"),
+    [
+        ({"custom": {"file": "mine.py", "sha256": ""}}, "--custom mine.py"),
+        ({"module": "UnheardForCausalLM"}, "--module-map UnheardForCausalLM"),
+    ],
+)
+def test_a_file_of_ones_own_code_is_verified_with_it(
+    facts: dict[str, object], option: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["UnheardForCausalLM"]}')
+    monkeypatch.setattr("flatlm.generative.verify.read_manifest", lambda file: facts)
+    file, own = tmp_path / "mine.tflite", option.split()[0]
+    with pytest.raises(ConfigError) as raised:
+        verify(file, tmp_path)
+    assert str(raised.value).startswith(
+        f"{file} was exported with {option}, and {tmp_path} does not say what it is: give that file with {own}"
+    )
+    require_its_code(facts, file, tmp_path, Reading(custom=Path("mine.py")))
+    require_its_code(facts, file, checkpoint, Reading())  # which transformers knows
+    require_its_code({}, file, tmp_path, Reading())
 
 
 def test_recipes_that_calibrate_a_decoder_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

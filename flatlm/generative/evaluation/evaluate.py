@@ -17,7 +17,8 @@ from flatlm.generative.evaluation.reference_cache import TOP, ReferenceCache, re
 from flatlm.generative.evaluation.scores import Divergence, Tokens, divergence, perplexity
 from flatlm.generative.evaluation.scoring import KeptReference, RunningFile, Subject, chunk_length, score_windows
 from flatlm.generative.file_tokenizer import file_tokenizer
-from flatlm.generative.reference import Reference, open_reference, reference_name
+from flatlm.generative.inspect import read_manifest
+from flatlm.generative.reference import Reference, open_reference, reference_name, require_its_code
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import require_its_adapter, require_the_same_vocabulary
 from flatlm.progress import Progress
@@ -185,6 +186,8 @@ class _LazyReference:
     def __init__(self, request: EvaluationRequest, checkpoint: Path, runner: Runner) -> None:
         self._request, self._checkpoint, self._runner = request, checkpoint, runner
         self._model: Reference | None = None
+        path = runner.file.path
+        require_its_code(read_manifest(path), path, checkpoint, request.reading)
         self.name = reference_name(
             checkpoint, length=runner.cache_length, against=request.against, lora=request.lora, reading=request.reading
         )

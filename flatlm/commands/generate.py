@@ -1,4 +1,4 @@
-"""flatlm generate FILE --prompt TEXT"""
+"""flatlm generate FILE --prompt TEXT, or generate -p CHECKPOINT --prompt TEXT"""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flatlm.commands import base
-from flatlm.errors import TokenizerError
+from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoder_decoders import generate as encoder_decoders
 from flatlm.generative.encoder_decoders.file import KIND as ENCODER_DECODER
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
@@ -18,11 +18,16 @@ from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.model_file import INFILLING, read_content
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
+from flatlm.utilities.reading import AS_IT_SAYS
+from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="an exported .tflite or .litertlm")
+    parser.add_argument("file", type=Path, nargs="?", help="an exported .tflite or .litertlm")
+    parser.add_argument("-p", type=Path, dest="checkpoint", metavar="DIR", help="a checkpoint instead, which is exported once and kept")
+    parser.add_argument("--recipe", metavar="NAME", help="of that export (dynamic_int8)")
+    base.add_reading_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on with, or to fill: [MASK], [sMASK], [gMASK]")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after so many tokens (of each blank)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
-    tokenizer = file_tokenizer(args.file, args.tokenizer)
+    tokenizer = _settle_file(args)
     kind = read_content(args.file).kind
     if kind == ENCODER_DECODER:
         return _rewrite(args, tokenizer, sampler)
@@ -55,6 +60,24 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(args.prompt)
         _print(stream(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler))
     return 0
+
+
+def _settle_file(args: argparse.Namespace) -> Tokenizer:
+    """Let `args.file` be what is to be run: the file given, or the checkpoint's, exported now or taken from the cache. Its tokenizer."""
+    reading = base.reading_of(args)
+    if (args.file is None) == (args.checkpoint is None):
+        raise RuntimeFileError("give one of two: an exported file, or a checkpoint with -p DIR")
+    if args.file is not None:
+        if args.recipe is not None or reading != AS_IT_SAYS:
+            raise ExportError(f"{args.file} is exported already: --recipe, --custom and the like go with a checkpoint, -p DIR")
+        return file_tokenizer(args.file, args.tokenizer)
+    from flatlm.generative.export_cache import cached_export
+    from flatlm.utilities.exporter import ExportRequest
+
+    request = ExportRequest(args.checkpoint, args.checkpoint, find_recipe(args.recipe or "dynamic_int8"), reading=reading)
+    with base.progress_bar() as progress:
+        args.file = cached_export(request, progress=progress)
+    return Tokenizer.load(args.tokenizer or args.checkpoint)
 
 
 def _fill(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> int:

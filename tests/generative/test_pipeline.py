@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import flatlm
+from flatlm.cli import main
 from flatlm.convert.bundle import MODEL_OFFSET
 from flatlm.errors import CheckpointError, ConfigError, ExportError, OutputError, RuntimeFileError, TokenizerError
 from flatlm.generative import export_cache
@@ -227,6 +228,32 @@ def test_impossible_numbers_and_unknown_options_are_refused_before_a_stream_begi
 def test_fields_of_another_type_are_named(field: str, value: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         flatlm.pipeline(DEMO, **{field: value})
+
+
+def test_the_command_line_talks_to_a_checkpoint_through_the_same_cache(
+    pipe: Pipeline, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[ExportRequest] = []
+    monkeypatch.setattr(export_cache, "cached_export", lambda request, **_: (asked.append(request), exported)[1])
+    options = ["--prompt", "The dog", "--max-new-tokens", "12", "--json"]
+    assert main(["generate", "-p", str(DEMO), "--custom", "mine.py", "--recipe", "none", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == pipe("The dog").text
+    assert main(["generate", "-p", str(DEMO), *options]) == 0
+    assert asked[0] == ExportRequest(DEMO, DEMO, get_recipe("none"), reading=Reading(custom=Path("mine.py")))
+    flatlm.pipeline(DEMO).close()
+    assert asked[1] == asked[2]  # what a pipeline asks for
+    capsys.readouterr()
+    wrong = {
+        "give one of two: an exported file, or a checkpoint": [[], [str(exported), "-p", str(DEMO)]],
+        "is exported already: --recipe, --custom and the like": [
+            [str(exported), "--custom", "mine.py"],
+            [str(exported), "--recipe", "none"],
+        ],
+    }
+    for said, lines in wrong.items():
+        for line in lines:
+            assert main(["generate", *line, *options]) == 2
+            assert said in capsys.readouterr().err
 
 
 def test_a_closed_pipeline_says_so(exported: Path) -> None:

@@ -31,6 +31,7 @@ from flatlm.utilities.calibration.text import CalibrationText, read_text
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
+from flatlm.utilities.code_files import imported_beside
 from flatlm.utilities.crf_facts import LABELS_TOKENS, read_crf
 from flatlm.utilities.digests import file_digest
 from flatlm.utilities.kinds.kind import GraphPlan
@@ -276,7 +277,9 @@ def _custom(reading: Reading) -> dict[str, Any]:
     """The file whose code is the model, if one is."""
     if reading.custom is None:
         return {}
-    return {"custom": {"file": reading.custom.name, "sha256": file_digest(reading.custom)}}
+    beside = {str(file.relative_to(reading.custom.resolve().parent)): file_digest(file) for file in imported_beside(reading.custom)}
+    facts = {"file": reading.custom.name, "sha256": file_digest(reading.custom)}
+    return {"custom": {**facts, "imports": beside} if beside else facts}
 
 
 def _crf(plan: ExportPlan, checkpoint: TensorStore) -> dict[str, Any]:

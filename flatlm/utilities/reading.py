@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatlm.utilities.digests import file_digest
+from flatlm.utilities.code_files import code_digest
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class Reading:
         return self.custom is not None or self.module_map is not None
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells it from other readings: of code the bytes. Raises OSError where a file cannot be read."""
-        code = {name: file_digest(path) for name, path in (("custom", self.custom), ("module_map", self.module_map)) if path is not None}
+        """What tells it from other readings: of code the bytes, with those of what it imports from beside it.
+
+        Raises OSError where a file cannot be read.
+        """
+        code = {name: code_digest(path) for name, path in (("custom", self.custom), ("module_map", self.module_map)) if path is not None}
         return {"family": str(self.family), "ignored": ",".join(self.ignored_config_keys), "task": str(self.task), **code}
 
 

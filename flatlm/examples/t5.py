@@ -10,7 +10,8 @@ from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig
 from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_decoder_parts import is_gated, read_t5
 from flatlm.utilities.example import build_model
-from flatlm.utilities.registry import ConfigBuilder, family_record
+from flatlm.utilities.families import family_record
+from flatlm.utilities.registry import ConfigBuilder
 from flatlm.utilities.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "T5ConfigBuilder", "build_model"]

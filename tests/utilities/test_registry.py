@@ -6,7 +6,8 @@ import pytest
 
 from flatlm.errors import ConfigError
 from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.registry import FAMILIES, ConfigBuilder, find_builder
+from flatlm.utilities.families import FAMILIES
+from flatlm.utilities.registry import ConfigBuilder, find_builder
 
 
 def refusal(**config: Any) -> str:

@@ -29,7 +29,7 @@ class MBartConfigBuilder(ConfigBuilder):
     @classmethod
     def build(cls, hf_config: ConfigReader, model_path: Path) -> EncoderDecoderConfig:
         tokens = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "forced_eos_token_id": 2}
-        return read_bart(hf_config, model_path, norm_first=True, **tokens)
+        return read_bart(hf_config, model_path, norm_first=True, wraps=True, **tokens)
 
 
 class UntiedMBartConfigBuilder(MBartConfigBuilder):

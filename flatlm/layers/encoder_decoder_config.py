@@ -48,6 +48,7 @@ class WritingConfig:
 
     `start`: read before the first (`decoder_start_token_id`). `ends`: any of them ends the text. `pad`: fills texts that are read.
     `forced_first`: is always the first that is written, and `forced_last` the last where a text is as long as it may be.
+    `wraps`: in training a text's last token, its language, stands in the place of `start` (mBART).
     """
 
     start: int
@@ -55,6 +56,7 @@ class WritingConfig:
     pad: int
     forced_first: int | None = None
     forced_last: int | None = None
+    wraps: bool = False
 
 
 @dataclass(frozen=True)

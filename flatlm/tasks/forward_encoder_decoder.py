@@ -15,8 +15,9 @@ from flatlm.tasks.forward import IGNORED_LABEL, as_ids, as_mask, cross_entropy
 class EncoderDecoderForward:
     """input_ids [B, T]; attention_mask [B, T]: 1 for a token, 0 for padding; decoder_input_ids [B, T_d], padded behind; labels [B, T_d].
 
-    Without decoder_input_ids the labels are what is written: moved by one, behind the model's start token. `hidden_states` are the
-    decoder's, `encoder_hidden_states` the encoder's, `encoder_last_hidden_state` what the decoder looks at.
+    Without decoder_input_ids the labels are what is written: moved by one, behind the model's start token, or behind their own last token
+    where the model's texts end with their language. `hidden_states` are the decoder's, `encoder_hidden_states` the encoder's,
+    `encoder_last_hidden_state` what the decoder looks at.
     """
 
     arguments = frozenset({"input_ids", "attention_mask", "decoder_input_ids", "labels"})
@@ -76,5 +77,9 @@ def _shifted(labels: Any, writing: Any) -> Tensor:
     """Labels [B, T_d] as what was written before each of them; padding in the place of those that no loss counts."""
     targets = torch.as_tensor(labels)
     targets = targets[None] if targets.dim() == 1 else targets
+    targets = targets.masked_fill(targets == IGNORED_LABEL, writing.pad)
     moved = F.pad(targets[:, :-1], (1, 0), value=writing.start)
-    return torch.where(moved == IGNORED_LABEL, torch.full_like(moved, writing.pad), moved)
+    if writing.wraps:
+        last = ((targets != writing.pad).sum(1, keepdim=True) - 1).clamp(min=0)
+        moved[:, :1] = targets.gather(1, last)
+    return moved

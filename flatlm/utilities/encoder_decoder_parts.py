@@ -1,6 +1,7 @@
 """Parts of a config.json that encoders with a decoder share: tokens that frame a text, BART's layers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ def has_tensor(model_path: Path, *endings: str) -> bool:
     return any(name.endswith(endings) for name in peek_tensors(model_path) or ())
 
 
-def read_bart(hf_config: ConfigReader, model_path: Path, *, norm_first: bool, **defaults: int | None) -> EncoderDecoderConfig:
+def read_bart(
+    hf_config: ConfigReader, model_path: Path, *, norm_first: bool, wraps: bool = False, **defaults: int | None
+) -> EncoderDecoderConfig:
     """BART and what has its layers. `norm_first`: norms lie before their branches, and at the end of each stack (mBART).
 
-    `defaults`: of the tokens that frame a text.
+    `wraps`: as `WritingConfig` has it. `defaults`: of the tokens that frame a text.
     """
     dim = hf_config.positive_int("d_model")
     for key, value in (("normalize_before", norm_first), ("add_final_layer_norm", norm_first), ("normalize_embedding", True)):
@@ -119,7 +122,7 @@ def read_bart(hf_config: ConfigReader, model_path: Path, *, norm_first: bool, **
         decoder=decoder,
         cross=decoder.blocks[0].attention,
         cross_norm=norm,
-        writing=read_writing(hf_config, model_path, **defaults),
+        writing=replace(read_writing(hf_config, model_path, **defaults), wraps=wraps),
         tied_head=tied,
         shared_embedding=tied,
         logits_bias=has_tensor(model_path, "final_logits_bias"),

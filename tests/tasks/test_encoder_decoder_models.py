@@ -44,7 +44,7 @@ def test_forward_is_transformers(case: Case, tmp_path: Path) -> None:
         for place, (state, other) in enumerate(zip(got[mine], others, strict=True)):
             real = slice(None) if mine == "hidden_states" else texts()["attention_mask"].bool()
             assert float((state - other)[real].abs().max()) <= 1e-4, (mine, place)
-    if case.family in ("t5", "bart"):
+    if case.family != "mt5":  # whose head and vocabulary are as T5's
         shifted = model(input_ids=texts()["input_ids"], attention_mask=texts()["attention_mask"], labels=labels)
         others = reference(input_ids=texts()["input_ids"], attention_mask=texts()["attention_mask"], labels=labels)
         assert float(shifted["loss"]) == pytest.approx(float(others.loss), abs=1e-5)

@@ -1,5 +1,6 @@
 """The builders one by one: against torch and transformers, and the same numbers whether parameters are read or called by name."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,51 @@ def test_attention_says_what_it_does_not_do() -> None:
     with pytest.raises(ValueError, match="num_kv_heads = 3 does not divide num_heads = 4"):
         Attention(4, 16, num_kv_heads=3)
     assert Attention(4, 16).config == AttentionConfig(4, 4, 16, None, mask=MaskConfig(None))
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: Attention(4, 16, learnable_sink=True), r"Attention(learnable_sink=True) is not supported"),
+        (lambda: Attention(4, 16, window=4), "Attention has no keyword 'window': did you mean sliding_window?"),
+        (lambda: Attention(4, 16, logit_softcap=2.0), "did you mean logit_softcapping?"),
+        (lambda: Attention(4, 16, use_alibi=True), "did you mean alibi?"),
+        (lambda: attended(s_aux=torch.ones(4)), "Attention.forward(s_aux="),
+        (lambda: attended(sinks=torch.ones(4)), "Attention.forward has no keyword 'sinks'"),
+        (lambda: RMSNorm(8, epsilon=1e-3), "RMSNorm has no keyword 'epsilon': did you mean eps?"),
+        (lambda: SiluAndMul(limit=7.0), "SiluAndMul has no keyword 'limit'"),
+        (lambda: build_linear(4, 6, bias=True, weight=1), "build_linear has no keyword 'weight'"),
+        (lambda: build_qkv_proj(12, 4, 2, 8, num_replicate_kv_heads=2), "build_qkv_proj(num_replicate_kv_heads=2) is not supported"),
+        (lambda: build_rotary_embedding(8, partial_rotary_factor=0.5), "build_rotary_embedding(partial_rotary_factor=0.5)"),
+    ],
+)
+def test_keywords_that_would_be_lost_are_refused(build: Callable[[], Any], said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(said)):
+        build()
+
+
+def attended(q: tuple[int, ...] = (2, 4, 16), k: tuple[int, ...] = (2, 2, 16), **keywords: Any) -> None:
+    layer = Step(torch.arange(2, dtype=torch.int32), CacheGeometry(LENGTH), [], None, 1).layers[0]
+    attention = Attention(4, 16, num_kv_heads=2)
+    attention(torch.zeros(q), torch.zeros(k), torch.zeros(k), layer[0], layer[1], **keywords)
+
+
+@pytest.mark.parametrize(
+    ("q", "k"),
+    [
+        ((1, 4, 2, 16), (1, 2, 2, 16)),
+        ((2, 8, 8), (2, 4, 8)),
+        ((2, 64), (2, 32)),
+        ((2, 2, 4, 16), (2, 2, 2, 16)),
+        ((2, 4, 16), (1, 2, 16)),
+    ],
+    ids=["transformers", "other heads", "flat", "two texts", "fewer keys"],
+)
+def test_attention_takes_its_own_shapes_only(q: tuple[int, ...], k: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"queries [T, 4, 16] and keys and values [T, 2, 16], or the same behind a 1; it was given {list(q)}")
+    ):
+        attended(q, k)
 
 
 # Linears, norms, activations.

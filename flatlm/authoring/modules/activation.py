@@ -5,12 +5,15 @@ from typing import Any
 import torch.nn.functional as F  # the field's own name for it
 from torch import Tensor, nn
 
+from flatlm.authoring.modules.keywords import refuse_unknown
+
 
 class SiluAndMul(nn.Module):
     """From x [..., 2F]: silu of its first half times its second, [..., F]. `inplace` means nothing here."""
 
-    def __init__(self, inplace: bool = True, **_: Any) -> None:
+    def __init__(self, inplace: bool = True, **keywords: Any) -> None:
         super().__init__()
+        refuse_unknown(SiluAndMul, keywords)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = x.chunk(2, -1)
@@ -20,8 +23,9 @@ class SiluAndMul(nn.Module):
 class GeluAndMul(nn.Module):
     """From x [..., 2F]: gelu of its first half times its second, [..., F]. `approximate`: "none" or "tanh"."""
 
-    def __init__(self, approximate: str = "none", **_: Any) -> None:
+    def __init__(self, approximate: str = "none", **keywords: Any) -> None:
         super().__init__()
+        refuse_unknown(GeluAndMul, keywords)
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:

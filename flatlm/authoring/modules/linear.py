@@ -2,7 +2,8 @@
 
 In eager mode they are ordinary torch. While exporting, every product with a parameter becomes a call that carries its name
 (`authoring/weight_calls.py`), so that none of them knows of quantization: the recipe of the export says how a weight is stored.
-Keywords of lmdeploy that speak of other machines (`quant_config`, `is_tp`, `all_reduce`, `device`, ...) are taken and mean nothing here.
+Keywords of lmdeploy that speak of other machines (`quant_config`, `is_tp`, `all_reduce`, `device`, ...) are taken and mean nothing here;
+those that nobody knows are a TypeError.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # the field's own name for it
 from torch import Tensor, nn
+
+from flatlm.authoring.modules.keywords import refuse_unknown
 
 
 class Linear(nn.Module):
@@ -97,18 +100,21 @@ class QKVLinear(MergedLinear):
         return tuple(part.flatten(0, 2) for part in (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:]))
 
 
-def build_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **_: Any) -> Linear:
+def build_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **keywords: Any) -> Linear:
     """A linear."""
+    refuse_unknown(build_linear, keywords)
     return Linear(in_features, out_features, bias=bias, dtype=dtype)
 
 
-def build_colwise_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **_: Any) -> Linear:
+def build_colwise_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **keywords: Any) -> Linear:
     """A linear whose outputs lmdeploy would share out among devices; here a linear."""
+    refuse_unknown(build_colwise_linear, keywords)
     return Linear(in_features, out_features, bias=bias, dtype=dtype)
 
 
-def build_rowwise_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **_: Any) -> Linear:
+def build_rowwise_linear(in_features: int, out_features: int, bias: bool, dtype: torch.dtype | None = None, **keywords: Any) -> Linear:
     """A linear whose inputs lmdeploy would share out among devices; here a linear."""
+    refuse_unknown(build_rowwise_linear, keywords)
     return Linear(in_features, out_features, bias=bias, dtype=dtype)
 
 
@@ -118,9 +124,10 @@ def build_merged_colwise_linear(
     bias: bool,
     dtype: torch.dtype | None = None,
     out_names: Sequence[Any] | None = None,
-    **_: Any,
+    **keywords: Any,
 ) -> MergedLinear:
     """Linears of one input as one, such as gate and up. `out_names`: how `load_weight(shard_id=...)` calls them (0, 1, ...)."""
+    refuse_unknown(build_merged_colwise_linear, keywords)
     names = range(len(all_out_features)) if out_names is None else out_names
     return MergedLinear(in_features, all_out_features, names=names, bias=bias, dtype=dtype)
 
@@ -133,9 +140,10 @@ def build_qkv_proj(
     head_size_v: int | None = None,
     bias: bool = False,
     dtype: torch.dtype | None = None,
-    **_: Any,
+    **keywords: Any,
 ) -> QKVLinear:
     """The merged projection of attention. Raises ValueError for values of another width than keys."""
+    refuse_unknown(build_qkv_proj, keywords, num_replicate_kv_heads=1)
     if head_size_v not in (None, head_size):
         raise ValueError(f"head_size_v = {head_size_v}: values as wide as keys ({head_size}) are supported")
     return QKVLinear(in_features, (num_q_heads, num_kv_heads), head_size, bias=bias, dtype=dtype)

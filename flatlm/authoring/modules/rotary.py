@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatlm.authoring.modules.keywords import refuse_unknown
 from flatlm.authoring.step import current_step
 from flatlm.layers import ops
 from flatlm.layers.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, RopeScaling, YarnScaling
@@ -89,9 +90,10 @@ def build_rotary_embedding(
     llama3_params: Llama3Parameters | None = None,
     yarn_params: YarnParameters | None = None,
     longrope_params: LongRoPEScalingParameters | None = None,
-    **_: Any,
+    **keywords: Any,
 ) -> RotaryEmbedding:
     """Rotary embedding of the `dim` entries that turn. Raises ValueError where the parameters of `emb_type` are missing."""
+    refuse_unknown(build_rotary_embedding, keywords, partial_rotary_factor=1.0)
     scaling: RopeScaling | None = None
     match emb_type:
         case RopeType.LinearScaling if scaling_factor != 1.0:
@@ -129,8 +131,9 @@ def build_rotary_embedding(
     return RotaryEmbedding(RopeConfig(dim, float(base), scaling), max_position_embeddings if dynamic else None)
 
 
-def build_rotary_embedding_from_config(config: Any, **_: Any) -> RotaryEmbedding:
+def build_rotary_embedding_from_config(config: Any, **keywords: Any) -> RotaryEmbedding:
     """As the checkpoint's config.json says: rope_theta, rope_scaling, rope_parameters, partial_rotary_factor."""
+    refuse_unknown(build_rotary_embedding_from_config, keywords)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = read_rope(config, width)
     return RotaryEmbedding(RopeConfig(rope.rotary_dim or width, rope.base, rope.scaling), positions_unscaled(config))

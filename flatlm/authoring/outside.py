@@ -43,6 +43,13 @@ def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder
     return None if builder is None else _guarded(builder)
 
 
+def outside_code(hf_config: ConfigReader, module_map: Path | None) -> list[type]:
+    """The classes from outside that say what `find` gives: the builder, the mapped class. Raises ConfigError."""
+    load_outside(module_map)
+    builder, reference = _registered(hf_config, module_map), find_module(hf_config.architecture, module_map)
+    return [each for each in (builder, None if reference is None else reference.resolve()) if each is not None]
+
+
 def _authored(reference: ModuleReference, architecture: str, builder: type[ConfigBuilder] | None) -> type[ConfigBuilder]:
     """What builds the configuration of a class in a module map."""
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flatlm import __version__
+from flatlm.authoring.code_digests import code_digests
 from flatlm.errors import CheckpointError, ConfigError
 from flatlm.generative.evaluation.locked_folder import lock
 from flatlm.generative.memory import cache_directory
@@ -67,7 +68,7 @@ def export_key(request: ExportRequest, *, verify: bool = True) -> str:
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
     try:
-        reading = request.reading.fingerprint()
+        reading = {**request.reading.fingerprint(), "outside": code_digests(path, request.reading)}
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}; give a Python file that is there") from error
     facts |= {"reading": reading, "recipe": request.recipe.to_dict(), "prefill": request.prefill_lengths, "cache": request.kv_cache_len}

@@ -1,0 +1,59 @@
+"""What authors' code may do wrong, or raise, is one line of theirs; and their code is part of what a kept export is known by."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from flatlm.authoring.module_map import MODULE_MAP
+from flatlm.generative.export_cache import export_key
+from flatlm.utilities.exporter import ExportRequest
+from flatlm.utilities.reading import Reading
+from tests.authoring.checkpoints import LLAMA_MAP, llama
+from tests.authoring.llama_modules import LlamaForCausalLM
+from tests.tasks.made import save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llama")
+    llama(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+def rewritten(folder: Path, *changes: tuple[str, str]) -> Path:
+    """The Llama of lmdeploy's builders, with what stands in it changed."""
+    text = LLAMA_MAP.read_text("utf-8")
+    for right, other in changes:
+        assert right in text
+        text = text.replace(right, other)
+    path = folder / "map.py"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_exports_are_kept_for_the_code_that_made_them(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ExportRequest(checkpoint, tmp_path / "a.tflite")
+    keys = [export_key(request)]
+    MODULE_MAP.update({"LlamaForCausalLM": LlamaForCausalLM})
+    keys.append(export_key(request))
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, module = tmp_path / "authors_helper.py", tmp_path / "authors_llama.py"
+    helper.write_text("DEPTH = 1\n", "utf-8")
+    module.write_text("from authors_helper import DEPTH\n" + LLAMA_MAP.read_text("utf-8"), "utf-8")
+    MODULE_MAP.update({"LlamaForCausalLM": "authors_llama.LlamaForCausalLM"})
+    keys.append(export_key(request))
+    assert export_key(request) == keys[-1]
+    helper.write_text("DEPTH = 2\n", "utf-8")
+    keys.append(export_key(request))
+    MODULE_MAP.pop("LlamaForCausalLM")
+    file = tmp_path / "map.py"
+    file.write_text("import authors_helper\n" + LLAMA_MAP.read_text("utf-8"), "utf-8")
+    named = ExportRequest(checkpoint, tmp_path / "a.tflite", reading=Reading(module_map=file))
+    keys.append(export_key(named))
+    helper.write_text("DEPTH = 3\n", "utf-8")
+    keys.append(export_key(named))
+    assert len(set(keys)) == len(keys)
+    for name in ("authors_helper", "authors_llama"):
+        sys.modules.pop(name, None)

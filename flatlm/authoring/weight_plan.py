@@ -39,6 +39,9 @@ def plan_weights(model: AuthoredModel, checkpoint: TensorStore) -> LoadPlan:
     unused = [name for name in rest if name not in ignored and f"{name} [" not in spoken]
     problems += [f"{name} {list(checkpoint.tensors[name].shape)} is not used by load_weights{_near(name, unfilled)}" for name in unused]
     problems += [_unfilled(name, parameters[name], missing, unused, model) for name, missing in unfilled.items()]
+    whole = all(missing == [(0, parameters[name].shape[0])] for name, missing in unfilled.items())
+    if parameters and len(unfilled) == len(parameters) and whole and not recording.problems:
+        problems = [f"load_weights fills none of the {len(parameters)} parameters of {type(module).__name__}"]
     if problems:
         raise disagreement(checkpoint, problems)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
@@ -47,6 +50,15 @@ def plan_weights(model: AuthoredModel, checkpoint: TensorStore) -> LoadPlan:
         for name, parameter in parameters.items()
     }
     return LoadPlan(weights, ignored)
+
+
+def _ignored(module: nn.Module) -> list[str]:
+    """Patterns of the tensors that need not be used. Raises ConfigError for a class whose own are no patterns."""
+    own = getattr(module, "ignored_weights", ())
+    own = (own,) if isinstance(own, str) else own
+    if not isinstance(own, list | tuple | set | frozenset) or not all(isinstance(pattern, str) for pattern in own):
+        raise ConfigError(f"{type(module).__name__}.ignored_weights = {own!r} must be a list of patterns, such as ['*.masked_bias']")
+    return [*INERT_TENSORS, *own]
 
 
 def _load(module: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -89,5 +101,5 @@ def _unfilled(name: str, parameter: Tensor, missing: Sequence[tuple[int, int]], 
 
 
 def _near(name: str, others: Any) -> str:
-    close = difflib.get_close_matches(name, list(others), 1, 0.6)
+    close = difflib.get_close_matches(name, [other for other in others if other != name], 1, 0.6)
     return f"; near it is {close[0]}" if close else ""

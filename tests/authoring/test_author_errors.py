@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import flatlm
 from flatlm.authoring.module_map import MODULE_MAP
 from flatlm.generative.export_cache import export_key
 from flatlm.utilities.exporter import ExportRequest
@@ -57,3 +58,33 @@ def test_exports_are_kept_for_the_code_that_made_them(checkpoint: Path, tmp_path
     assert len(set(keys)) == len(keys)
     for name in ("authors_helper", "authors_llama"):
         sys.modules.pop(name, None)
+
+
+PLAIN = "    support_cuda_graph = True\n"
+
+
+def refusal(checkpoint: Path, file: Path) -> str:
+    check = flatlm.check_model(checkpoint, custom_module_map=file)
+    assert check.problem is not None
+    return check.problem
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ('"*.masked_bias"', "model.norm.weight [64] is not used by load_weights"),
+        ("None", "LlamaForCausalLM.ignored_weights = None must be a list of patterns"),
+        ("[1]", "LlamaForCausalLM.ignored_weights = [1] must be a list of patterns"),
+    ],
+)
+def test_one_pattern_is_no_list_of_characters(own: str, said: str, checkpoint: Path, tmp_path: Path) -> None:
+    skipped = ('if "rotary_emb.inv_freq" in name:', 'if name == "model.norm.weight":')
+    assert said in refusal(checkpoint, rewritten(tmp_path, (PLAIN, f"    ignored_weights = {own}\n"), skipped))
+
+
+def test_a_class_that_loads_nothing_hears_it_once(checkpoint: Path, tmp_path: Path) -> None:
+    lost = ("for name, loaded_weight in weights:", "for name, loaded_weight in ():")
+    said = refusal(checkpoint, rewritten(tmp_path, lost))
+    assert said.splitlines()[1:] == ["  load_weights fills none of the 19 parameters of LlamaForCausalLM"]
+    skipped = ('if "rotary_emb.inv_freq" in name:', 'if "lm_head" in name:')
+    assert "near it is lm_head.weight" not in refusal(checkpoint, rewritten(tmp_path, skipped))

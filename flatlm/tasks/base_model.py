@@ -15,7 +15,7 @@ from flatlm.errors import ConfigError
 from flatlm.tasks.crf_loss import crf_loss
 from flatlm.tasks.forward import Forward, forward_of
 from flatlm.tasks.model_record import ModelRecord
-from flatlm.tasks.saving import save_checkpoint
+from flatlm.tasks.saving import save_checkpoint, with_architecture
 from flatlm.utilities.checkpoints.blank import DEFAULT_SPREAD, BlankStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
@@ -117,11 +117,12 @@ class BaseModel(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors, as `from_pretrained`, `flatlm export` and transformers read them.
 
-        The directory is created; each file appears whole or not at all. Loading gives the same parameters, bit for bit. A tokenizer is not
-        written: copy its files beside them. Raises OutputError.
+        `architectures` names the head that the model has. The directory is created; each file appears whole or not at all. Loading gives
+        the same parameters, bit for bit. A tokenizer is not written: copy its files beside them. Raises OutputError.
         """
         tensors = checkpoint_tensors(self._slots, dict(self.module.named_parameters()))
-        save_checkpoint(Path(directory), self.config, {**tensors, **self.crf})
+        values = with_architecture(self.config, self.family, getattr(self.module.config, "task", None))
+        save_checkpoint(Path(directory), values, {**tensors, **self.crf})
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
         """What the model makes of inputs given by keyword, such as input_ids [B, T]; keywords that it does not know are ignored.

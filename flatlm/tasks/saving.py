@@ -1,5 +1,6 @@
 """A model back on the disk, as a checkpoint: config.json, and its weights by the names that it came with."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,35 @@ from torch import Tensor
 
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
+from flatlm.utilities.encoder_tasks import CLASSIFICATION, MASKED_LM, QUESTION_ANSWERING, REPLACED_TOKENS, TOKEN_CLASSIFICATION
+from flatlm.utilities.registry import family_record
 
 DROPPED_KEYS = ("quantization_config",)
 """Of config.json: the weights are written as the model has them, in floating point."""
+
+
+_ENDINGS: Mapping[str, tuple[str, ...]] = {
+    MASKED_LM: ("ForMaskedLM", "ForPreTraining"),
+    CLASSIFICATION: ("ForSequenceClassification",),
+    TOKEN_CLASSIFICATION: ("ForTokenClassification",),
+    QUESTION_ANSWERING: ("ForQuestionAnswering",),
+    REPLACED_TOKENS: ("ForPreTraining",),
+}
+"""How the architecture ends of an encoder with a head, by what it is for; without one it ends in Model."""
+
+
+def with_architecture(values: Mapping[str, Any], family: str, task: str | None) -> dict[str, Any]:
+    """config.json's values, whose `architectures` name the family's class with the head that the model has.
+
+    `task`: an encoder's; None for other kinds, which keep what they are. The name that is there stays where it is right.
+    """
+    given = next(iter(values.get("architectures") or ()), "")
+    names = family_record(family).architectures
+    fitting = names if task is None else tuple(name for name in names if name.endswith(_ENDINGS.get(task, ("Model",))))
+    if given in fitting or not fitting:
+        return dict(values)
+    nearest = next(iter(difflib.get_close_matches(given, fitting, 1)), fitting[0])
+    return {**values, "architectures": [nearest]}
 
 
 def save_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Encoders called by keyword give what transformers gives, with every head; they and their CRF survive a round trip."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from flatlm import check_model
 from flatlm.errors import ConfigError
 from flatlm.tasks.base_model import BaseModel
 from flatlm.tasks.crf_loss import crf_loss
@@ -99,6 +101,29 @@ def test_init_from_json(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     _, info = transformers.BertForTokenClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "given", "saved"),
+    [
+        (BertForMaskLM, [], "BertForMaskedLM"),
+        (BertForSequenceLabeling, ["BertForMaskedLM"], "BertForTokenClassification"),
+        (BertForClsClassifier, ["BertModel"], "BertForSequenceClassification"),
+    ],
+)
+def test_what_was_made_is_saved_as_what_it_is(model_class: Any, given: list[str], saved: str, tmp_path: Path) -> None:
+    values = {**CONFIG, "model_type": "bert", "architectures": given}
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value}))
+    model = model_class.init_from_json(tmp_path / "config.json")
+    model.save_pretrained(tmp_path / "saved")
+    again = model_class.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    check = check_model(tmp_path / "saved")
+    assert check.ok, check.problem
+    loaded, info = getattr(transformers, saved).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    with torch.inference_mode():
+        assert torch.allclose(model(**texts())["logits"][0, 0], loaded.eval()(**texts()).logits[0, 0], atol=1e-4)
 
 
 def test_a_configuration_by_itself_has_a_pooler(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 import inspect
 import json
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
 }
 """What a class that does not ask for a key takes it to be."""
+_NOT_AUTHORS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/")
 TRIAL_TOKENS = 2
 EMBEDDING, HEAD = "embedding.weight", "lm_head.weight"
 """What recipes call the table that tokens are looked up in, and the product that gives the logits."""
@@ -142,15 +144,20 @@ def construct(reference: ModuleReference, hf_config: ConfigReader, context: Step
             module = made(hf_config, context, **keywords)
     except FlatlmError:
         raise
-    except Exception as error:  # whatever an author's code raises
+    except (Exception, SystemExit) as error:  # whatever an author's code raises
         raise ConfigError(
             f"{reference}(config, ctx_mgr, dtype=, device=) cannot be built for {hf_config.source}: {_described(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{reference} is not a torch.nn.Module")
     _to_meta(module)
-    with prints_aside():
-        update_weights(module)
+    try:
+        with prints_aside():
+            update_weights(module)
+    except Exception as error:  # whatever an author's code raises
+        raise ConfigError(f"{reference}: update_weights() failed for {hf_config.source}: {_described(error)}") from error
+    if (bare := next((name for name, parameter in module.named_parameters() if not parameter.dim()), None)) is not None:
+        raise ConfigError(f"{reference}: the parameter {bare} has no dimension: make it [1], and load it so")
     return module.eval().requires_grad_(False)
 
 
@@ -204,7 +211,7 @@ def _trial(module: nn.Module, context: StepContextManager, layers: int, referenc
             logits = run(module, context, tokens, input_pos, step)
     except FlatlmError:
         raise
-    except Exception as error:  # whatever an author's code raises
+    except (Exception, SystemExit) as error:  # whatever an author's code raises
         raise ConfigError(
             f"{reference}.forward(input_ids, position_ids, past_key_values, attn_metadata, inputs_embeds) failed on two tokens: "
             f"{_described(error)}"
@@ -289,10 +296,15 @@ def _aliases(module: nn.Module) -> list[list[str]]:
     return list(names.values())
 
 
-def _described(error: Exception) -> str:
+def author_line(error: BaseException) -> str | None:
+    """The file and line of an author's code that an error came through last; None where it came through none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(("<", *_NOT_AUTHORS)) and "site-packages" not in frame.filename]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else None
+
+
+def _described(error: BaseException) -> str:
     """What an author's code raised, and where."""
-    frames = [frame for frame, _ in pairwise([*inspect.getinnerframes(error.__traceback__), None]) if frame] if error.__traceback__ else []
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "/flatlm/authoring/" not in frame.filename]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    where = "" if (line := author_line(error)) is None else f" ({line})"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"

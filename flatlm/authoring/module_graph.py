@@ -9,6 +9,7 @@ from torch import Tensor
 from flatlm.authoring.config import AuthoredConfig
 from flatlm.convert.graphs import StepGraph
 from flatlm.convert.signatures import SignatureSpec
+from flatlm.errors import ExportError, FlatlmError
 from flatlm.layers.kv_cache import KVCache, QuantizedCache, cache_names, empty_caches
 
 
@@ -19,12 +20,22 @@ class AuthoredGraph(StepGraph):
     config: AuthoredConfig
 
     def stamp(self) -> Any:
-        """Compile it, with the author's class: a model object in which weights are still named calls."""
-        from flatlm.authoring.authored import AuthoredModel
+        """Compile it, with the author's class: a model object in which weights are still named calls. Raises ExportError."""
+        from flatlm.authoring.authored import AuthoredModel, author_line
         from flatlm.convert.traced import stamp_traced
 
         model = AuthoredModel(self.config, self.geometry)
-        return stamp_traced([self._signature(model, spec) for spec in self.specs])
+        try:
+            return stamp_traced([self._signature(model, spec) for spec in self.specs])
+        except Exception as error:
+            line = author_line(error)
+            if line is None or isinstance(error, FlatlmError):
+                raise
+            said = next(iter(str(error).strip().splitlines()), "")
+            raise ExportError(
+                f"{self.config.reference}: its forward cannot be traced ({line}): {type(error).__name__}: {said}; what it computes must "
+                "not depend on the values of tensors"
+            ) from error
 
     def _signature(self, model: Any, spec: SignatureSpec) -> Any:
         from flatlm.convert.traced import TracedSignature

@@ -78,7 +78,7 @@ def _guarded(builder: type[ConfigBuilder]) -> type[ConfigBuilder]:
                     config = builder.build(hf_config, model_path)
             except FlatlmError:
                 raise
-            except Exception as error:  # whatever an author's code raises
+            except (Exception, SystemExit) as error:  # whatever an author's code raises
                 raise ConfigError(f"{name} failed on {hf_config.source}: {type(error).__name__}: {error}") from error
             whole = type(config).__name__ in KINDS and not isinstance(config, SizesOnly)
             if not (whole if hasattr(builder, "tensor_names") else isinstance(config, SizesOnly)):
@@ -104,5 +104,11 @@ def _registered(hf_config: ConfigReader, module_map: Path | None) -> type[Config
         except AttributeError as error:  # a key that this checkpoint's config.json does not have
             raise ConfigError(
                 f"{builder.__module__}.{builder.__name__}.condition cannot be asked about {hf_config.source}: {error}"
+            ) from error
+        except FlatlmError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever an author's code raises
+            raise ConfigError(
+                f"{builder.__module__}.{builder.__name__}.condition failed on {hf_config.source}: {type(error).__name__}: {error}"
             ) from error
     return None

@@ -338,7 +338,7 @@ def record(
                 load(rest())
                 after()
             finished = True
-        except Exception as error:  # whatever an author's code raises
+        except (Exception, SystemExit) as error:  # whatever an author's code raises
             name, tensor = stand_ins[at[0] - 1] if at[0] > begun else ("", None)
             what = "" if tensor is None else f"{name} {list(tensor.shape)}: "
             recording.problems.append(f"{what}load_weights {_described(error)}")
@@ -346,7 +346,7 @@ def record(
     return recording
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"looks for the parameter {error}, which the module does not have"
     text = str(error).strip().splitlines() or [""]

@@ -13,6 +13,8 @@ from contextlib import redirect_stdout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from flatlm.errors import FlatlmError
+
 if TYPE_CHECKING:
     from flatlm.convert.graphs import Graph
 
@@ -43,11 +45,16 @@ class CompilerProcess:
         self._process.stdin = None
 
     def result(self) -> Any:
-        """The stamped model, waited for. Raises RuntimeError, with what the process said, where the converter failed."""
+        """The stamped model, waited for. Raises RuntimeError, with what the process said, where the converter failed,
+        and the graph's own FlatlmError.
+        """
         out, err = self._process.communicate()
         if self._process.returncode:
             raise RuntimeError(f"the converter's process ended with {self._process.returncode}:\n{err.decode(errors='replace')[-4000:]}")
-        return pickle.loads(out)
+        answer = pickle.loads(out)
+        if isinstance(answer, FlatlmError):
+            raise answer
+        return answer
 
     def __enter__(self) -> Self:
         return self
@@ -123,8 +130,11 @@ def _main() -> None:
     job = sys.stdin.buffer.read()
     if job:
         with redirect_stdout(sys.stderr):  # an author's module may print
-            answer = pickle.dumps(pickle.loads(job).stamp())
-        sys.stdout.buffer.write(answer)
+            try:
+                answer = pickle.loads(job).stamp()
+            except FlatlmError as error:  # what the user can mend, for the other process to say
+                answer = error
+        sys.stdout.buffer.write(pickle.dumps(answer))
 
 
 if __name__ == "__main__":

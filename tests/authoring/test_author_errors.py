@@ -7,9 +7,13 @@ import pytest
 
 import flatlm
 from flatlm.authoring.module_map import MODULE_MAP
+from flatlm.convert.worker import CompilerProcess
+from flatlm.errors import ExportError
 from flatlm.generative.export_cache import export_key
-from flatlm.utilities.exporter import ExportRequest
+from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
+from flatlm.utilities.registry import ConfigBuilder
 from tests.authoring.checkpoints import LLAMA_MAP, llama
 from tests.authoring.llama_modules import LlamaForCausalLM
 from tests.tasks.made import save_tokenizer
@@ -88,3 +92,40 @@ def test_a_class_that_loads_nothing_hears_it_once(checkpoint: Path, tmp_path: Pa
     assert said.splitlines()[1:] == ["  load_weights fills none of the 19 parameters of LlamaForCausalLM"]
     skipped = ('if "rotary_emb.inv_freq" in name:', 'if "lm_head" in name:')
     assert "near it is lm_head.weight" not in refusal(checkpoint, rewritten(tmp_path, skipped))
+
+
+POSITIONS = "        hidden_states = self.embed_tokens(input_ids)"
+WRONG = {
+    "no dimension": (
+        "        self.lm_head = ",
+        "        self.odd = torch.nn.Parameter(torch.ones(()))\n        self.lm_head = ",
+        "parameter odd has no",
+    ),
+    "update": ("        if self.config.tie_word_embeddings:", "        raise OSError(5)\n        if 1:", "update_weights() failed"),
+    "exit": ("        self.lm_head = ", "        raise SystemExit(2)\n        self.lm_head = ", "cannot be built for"),
+    "forward exits": (POSITIONS, "        raise SystemExit(2)\n" + POSITIONS, "failed on two tokens: SystemExit: 2 (map.py, line "),
+    "loading exits": ("        params_dict = ", "        raise SystemExit(2)\n        params_dict = ", "load_weights raises SystemExit"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_authors_code_raises_is_a_refusal(case: str, checkpoint: Path, tmp_path: Path) -> None:
+    right, wrong, said = WRONG[case]
+    assert said in refusal(checkpoint, rewritten(tmp_path, (right, wrong)))
+
+
+def test_a_condition_may_raise_anything(checkpoint: Path) -> None:
+    def condition(hf_config: object) -> bool:
+        raise KeyError("depth")
+
+    type("Odd", (ConfigBuilder,), {"condition": staticmethod(condition)})
+    said = flatlm.check_model(checkpoint).problem
+    assert said is not None and "Odd.condition failed on" in said and "KeyError: 'depth'" in said
+
+
+def test_a_forward_that_cannot_be_traced_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    file = rewritten(tmp_path, (POSITIONS, "        input_ids = input_ids + (position_ids.max().item() > 99)\n" + POSITIONS))
+    request = ExportRequest(checkpoint, tmp_path / "a.tflite", get_recipe("none"), (4,), 48, reading=Reading(module_map=file))
+    line = file.read_text("utf-8").splitlines().index("        input_ids = input_ids + (position_ids.max().item() > 99)") + 1
+    with pytest.raises(ExportError, match=rf"its forward cannot be traced \(map.py, line {line}\)"), CompilerProcess() as made:
+        export(request, compiler=made)

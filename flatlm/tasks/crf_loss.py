@@ -21,7 +21,8 @@ def crf_loss(crf: Mapping[str, Tensor], emissions: Tensor, labels: Tensor) -> Te
     start, end = parts.get("start_transitions", none), parts.get("end_transitions", none)
     labels = torch.as_tensor(labels).long()
     counted = (labels != IGNORED_LABEL).cumprod(-1).bool()
-    if labels.shape != emissions.shape[:2] or not bool(counted[:, 0].all()) or int(labels[counted].max()) >= len(transitions):
+    shaped = labels.shape == emissions.shape[:2] and bool(counted[:, 0].all())
+    if not shaped or int(labels[counted].min()) < 0 or int(labels[counted].max()) >= len(transitions):
         raise ConfigError(
             f"labels of a CRF are 0 to {len(transitions) - 1}, one for each token from the first on: {list(emissions.shape[:2])}"
         )

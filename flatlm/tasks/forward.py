@@ -69,4 +69,9 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     targets = torch.as_tensor(labels).long()
     if targets.shape != logits.shape[:-1]:
         raise ConfigError(f"labels have the shape {list(targets.shape)}; these logits ask for {list(logits.shape[:-1])}")
+    counted, classes = targets[targets != IGNORED_LABEL], logits.shape[-1]
+    if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
+        raise ConfigError(
+            f"labels are 0 to {classes - 1}, or {IGNORED_LABEL} where none counts; they hold {int(counted.min())} to {int(counted.max())}"
+        )
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED_LABEL)

@@ -35,6 +35,8 @@ class EncoderDecoderForward:
         tokens = as_ids(input_ids, "input_ids", vocab_size=config.vocab_size)
         written = _shifted(labels, config.writing) if decoder_input_ids is None else decoder_input_ids
         written = as_ids(written, "decoder_input_ids", vocab_size=config.vocab_size)
+        if len(written) != len(tokens):
+            raise ConfigError(f"input_ids are {len(tokens)} texts, decoder_input_ids (or labels) are {len(written)}: give as many")
         mask = as_mask(attention_mask, tokens)
         for name, given, most in (
             ("input_ids", tokens, model.lengths.encoder),

@@ -67,6 +67,8 @@ def _lengths(given: Any, rows: Tensor) -> Tensor:
     lengths = torch.as_tensor(given).reshape(-1)
     if lengths.shape[0] not in (1, rows.shape[0]):
         raise ConfigError(f"attention_mask is the length of each text's context, [{rows.shape[0]}]; it has {lengths.shape[0]} numbers")
+    if int(lengths.min()) < 0 or int(lengths.max()) > rows.shape[-1]:
+        raise ConfigError(f"attention_mask holds contexts of {lengths.tolist()[:8]} tokens; the texts are {rows.shape[-1]} long")
     return lengths.expand(rows.shape[0])
 
 

@@ -71,6 +71,8 @@ def test_init_from_json_and_wrong_inputs(tmp_path: Path) -> None:
         model(input_ids=[[1, 2]])
     with pytest.raises(ConfigError, match="at most 1024"):
         model(input_ids=[[1] * 1025], labels=[[1]])
+    with pytest.raises(ConfigError, match="2 texts"):
+        model(input_ids=[[1, 2], [3, 4]], decoder_input_ids=[[1, 2]])
 
 
 def test_seq2seq_writes_what_transformers_does(tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def test_a_crf_survives(tmp_path: Path) -> None:
         assert all(torch.equal(checkpoint.read(name), value) for name, value in tensors.items())
 
 
+def test_labels_that_a_crf_does_not_have() -> None:
+    with pytest.raises(ConfigError, match="labels of a CRF are 0 to 2"):
+        crf_loss({"crf.transitions": torch.zeros(3, 3)}, torch.zeros(1, 2, 3), torch.tensor([[0, -1]]))
+
+
 def test_classes_read_all_models_of_their_structure(tmp_path: Path) -> None:
     make_bert(tmp_path, "ForMaskedLM")
     assert BertForMaskLM.from_pretrain(tmp_path.parent, tmp_path.name).module.config.task == "masklm"
@@ -139,6 +144,8 @@ def test_a_configuration_by_itself_has_a_pooler(tmp_path: Path) -> None:
         ({"input_ids": [[1] * 25]}, "25 tokens: the model knows 24"),
         ({"input_ids": [[1, 2]], "token_type_ids": [[0, 2]]}, "token_type_ids holds 2"),
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "labels have the shape"),
+        ({"input_ids": [[1, 2]], "labels": [[1, 64]]}, "labels are 0 to 63"),
+        ({"input_ids": [[1, 2]], "labels": [[-1, 5]]}, "labels are 0 to 63"),
     ],
 )
 def test_wrong_inputs(inputs: dict[str, Any], message: str, tmp_path: Path) -> None:

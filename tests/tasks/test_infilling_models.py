@@ -65,6 +65,7 @@ def test_round_trip_and_init(glm: tuple[GLMReference, Path], tmp_path: Path) -> 
         ({"position_ids": [[[0, 1]]]}, r"two rows for each text are \[1, 2, 2\]"),
         ({"position_ids": [[[0, 65], [0, 0]]]}, "position 65: the model knows 0 to 64"),
         ({"attention_mask": [1, 1]}, "it has 2 numbers"),
+        ({"attention_mask": [99]}, "the texts are 2 long"),
     ],
 )
 def test_wrong_inputs(glm: tuple[GLMReference, Path], more: dict[str, object], message: str) -> None:

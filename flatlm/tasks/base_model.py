@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from flatlm.errors import ConfigError
-from flatlm.tasks.crf_loss import crf_loss
+from flatlm.errors import CheckpointError, ConfigError
+from flatlm.tasks.crf_loss import blank_crf, crf_loss
 from flatlm.tasks.forward import Forward, forward_of
 from flatlm.tasks.model_record import ModelRecord
 from flatlm.tasks.saving import save_checkpoint, with_architecture
@@ -112,7 +112,12 @@ class BaseModel(nn.Module):
         module = kind_of(config).build(config, EAGER_LENGTH)
         plan = loader.load(module)
         slots = tuple(weight.slot for weight in plan.weights.values())
-        return cls(reader.values, module, slots, builder.family, crf_tensors(checkpoint))
+        crf = crf_tensors(checkpoint)
+        if record.crf and not crf:
+            if not isinstance(checkpoint, BlankStore):
+                raise CheckpointError(f"{directory} has no CRF (crf.transitions, or crf_layer.trans), which {record.name} is for")
+            crf = blank_crf(config.head.labels)
+        return cls(reader.values, module, slots, builder.family, crf)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors, as `from_pretrained`, `flatlm export` and transformers read them.

@@ -30,6 +30,12 @@ def crf_loss(crf: Mapping[str, Tensor], emissions: Tensor, labels: Tensor) -> Te
     return torch.stack(losses).mean()
 
 
+def blank_crf(labels: int) -> dict[str, Tensor]:
+    """One that has learnt nothing: every path over so many labels is as good as any, by pytorch-crf's names."""
+    none = torch.zeros(labels)
+    return {"crf.transitions": torch.zeros(labels, labels), "crf.start_transitions": none, "crf.end_transitions": none.clone()}
+
+
 def _text_loss(emissions: Tensor, labels: Tensor, transitions: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """The logarithm of the sum over all paths of e^score, less the score of this one; emissions [T, L], labels [T]."""
     score = start[labels[0]] + emissions.gather(1, labels[:, None]).sum() + transitions[labels[:-1], labels[1:]].sum() + end[labels[-1]]

@@ -21,7 +21,7 @@ MODELS = {
         ModelRecord("BertForEmbedding", BERTS, "embedding"),
         ModelRecord("BertForClsClassifier", BERTS, "classification"),
         ModelRecord("BertForSequenceLabeling", BERTS, "sequence-labeling"),
-        ModelRecord("BertForSequenceLabelingCRF", BERTS, "sequence-labeling"),
+        ModelRecord("BertForSequenceLabelingCRF", BERTS, "sequence-labeling", crf=True),
         ModelRecord("T5Model", ("t5", "mt5")),
         ModelRecord("BartModel", ("bart", "mbart")),
         ModelRecord("GLMModel", ("glm_blank_infilling",)),

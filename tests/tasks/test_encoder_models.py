@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from flatlm import check_model
-from flatlm.errors import ConfigError
+from flatlm.errors import CheckpointError, ConfigError
 from flatlm.tasks.base_model import BaseModel
 from flatlm.tasks.crf_loss import crf_loss
-from flatlm.tasks.models import BertForClsClassifier, BertForMaskLM, BertForSequenceLabeling, BertModel
+from flatlm.tasks.models import BertForClsClassifier, BertForMaskLM, BertForSequenceLabeling, BertForSequenceLabelingCRF, BertModel
 from flatlm.utilities.checkpoints.directory import Checkpoint
 from tests.tasks.made import CONFIG, LABELS, add_crf, make_bert, named
 
@@ -87,6 +87,16 @@ def test_a_crf_survives(tmp_path: Path) -> None:
 def test_labels_that_a_crf_does_not_have() -> None:
     with pytest.raises(ConfigError, match="labels of a CRF are 0 to 2"):
         crf_loss({"crf.transitions": torch.zeros(3, 3)}, torch.zeros(1, 2, 3), torch.tensor([[0, -1]]))
+
+
+def test_the_class_with_a_crf_has_one(tmp_path: Path) -> None:
+    make_bert(tmp_path / "made", "ForTokenClassification", **named(LABELS))
+    model = BertForSequenceLabelingCRF.init_from_json(tmp_path / "made" / "config.json")
+    assert model.crf["crf.transitions"].shape == (len(LABELS), len(LABELS))
+    model.save_pretrained(tmp_path / "saved")
+    assert BertForSequenceLabelingCRF.from_pretrained(tmp_path / "saved").crf.keys() == model.crf.keys()
+    with pytest.raises(CheckpointError, match="has no CRF"):
+        BertForSequenceLabelingCRF.from_pretrained(tmp_path / "made")
 
 
 def test_classes_read_all_models_of_their_structure(tmp_path: Path) -> None:

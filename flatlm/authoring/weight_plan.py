@@ -52,15 +52,6 @@ def plan_weights(model: AuthoredModel, checkpoint: TensorStore) -> LoadPlan:
     return LoadPlan(weights, ignored)
 
 
-def _ignored(module: nn.Module) -> list[str]:
-    """Patterns of the tensors that need not be used. Raises ConfigError for a class whose own are no patterns."""
-    own = getattr(module, "ignored_weights", ())
-    own = (own,) if isinstance(own, str) else own
-    if not isinstance(own, list | tuple | set | frozenset) or not all(isinstance(pattern, str) for pattern in own):
-        raise ConfigError(f"{type(module).__name__}.ignored_weights = {own!r} must be a list of patterns, such as ['*.masked_bias']")
-    return [*INERT_TENSORS, *own]
-
-
 def _load(module: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
     """The author's `load_weights`, of names as their `rename_weight` gives them; by their names where there is none."""
     rename = getattr(module, "rename_weight", None)

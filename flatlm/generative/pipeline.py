@@ -15,6 +15,7 @@ from flatlm.generative.sampling import Sampler
 from flatlm.progress import Progress
 from flatlm.quantize.recipes import Recipe
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
+from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -261,7 +262,7 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
             f"{path}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint (a directory with config.json, or a .gguf file)"
         )
     from flatlm.generative.export_cache import cached_export
-    from flatlm.utilities.exporter import ExportRequest
+    from flatlm.utilities.exporter import ExportRequest, plan_export
 
     recipe = find_recipe(config.recipe) if isinstance(config.recipe, str) else config.recipe
     custom, modules = (None if file is None else Path(file) for file in (config.custom, config.custom_module_map))
@@ -274,4 +275,8 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
         reading=Reading(config.family, custom=custom, module_map=modules),
         kv_cache_dtype=config.kv_cache_dtype,
     )
+    with open_checkpoint(path) as checkpoint:
+        kind = plan_export(checkpoint, request).shape.facts.get("kind")
+    if kind is not None:
+        raise RuntimeFileError(f"{path} is of the kind {kind}, and this writes on with decoders: see flatlm generate -p, flatlm.AutoLoader")
     return cached_export(request, verify=config.verify, progress=progress)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
 from flatlm.utilities.encoder_tasks import CLASSIFICATION, MASKED_LM, QUESTION_ANSWERING, REPLACED_TOKENS, TOKEN_CLASSIFICATION
-from flatlm.utilities.registry import family_record
+from flatlm.utilities.families import family_record
 
 DROPPED_KEYS = ("quantization_config",)
 """Of config.json: the weights are written as the model has them, in floating point."""

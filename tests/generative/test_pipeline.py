@@ -12,7 +12,7 @@ import pytest
 import flatlm
 from flatlm.cli import main
 from flatlm.convert.bundle import MODEL_OFFSET
-from flatlm.errors import CheckpointError, ConfigError, ExportError, OutputError, RuntimeFileError, TokenizerError
+from flatlm.errors import CheckpointError, ConfigError, CustomModelError, ExportError, OutputError, RuntimeFileError, TokenizerError
 from flatlm.generative import export_cache
 from flatlm.generative.export_cache import export_directory, export_key
 from flatlm.generative.generate import generate
@@ -24,6 +24,8 @@ from flatlm.utilities.bundling import BundleFinisher
 from flatlm.utilities.exporter import ExportRequest
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.tokenizer import Tokenizer
+from tests.examples.cases.encoders import CASES
+from tests.examples.references import make_reference
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"
 ENGINE = EngineConfig("dynamic_int8", kv_cache_len=96, prefill_lengths=(16,), threads=1)
@@ -277,7 +279,7 @@ def test_what_is_no_model_and_what_comes_too_late_is_refused(exported: Path, tmp
         flatlm.pipeline(exported)
     with pytest.raises(ExportError, match="is exported already, and recipe, custom_module_map would be for exporting it"):
         flatlm.pipeline(exported, tokenizer=DEMO, recipe="none", module_map="map.py")
-    with pytest.raises(ConfigError, match=r"missing\.py: cannot be read"):
+    with pytest.raises(CustomModelError, match=r"missing\.py cannot be read"):
         flatlm.pipeline(DEMO, custom=tmp_path / "missing.py")
     with pytest.raises(ExportError, match="--kv-cache-len 4096 is longer than"):
         flatlm.pipeline(DEMO, kv_cache_len=4096)
@@ -335,3 +337,11 @@ def test_it_is_reached_from_the_package(cache: Path) -> None:
         flatlm.pipelines  # noqa: B018
     loaded = "import sys, flatlm; print(sorted({'numpy', 'torch', 'flatlm.generative'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_model_of_another_kind_is_refused_before_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_reference(CASES[0], tmp_path / "bert")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(RuntimeFileError, match="is of the kind encoder, and this writes on with decoders"):
+        flatlm.pipeline(tmp_path / "bert")
+    assert not list((tmp_path / "cache").rglob("*.tflite"))

@@ -33,6 +33,23 @@ def test_what_a_file_imports_from_beside_it(file: Path) -> None:
     assert found == ["late.py", "parts/__init__.py", "parts/norm.py", "parts/scale.py", "sizes.py"]
 
 
+def test_what_a_packages_file_imports_of_its_package(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    texts = {
+        "mine/__init__.py": "",
+        "mine/sizes.py": "from . import more\n",
+        "mine/more.py": "",
+        "mine/unused.py": "",
+        "mine/deep/__init__.py": "",
+        "mine/deep/model.py": "import json, elsewhere\nfrom mine.sizes import width\nfrom .. import sizes\n",
+        "elsewhere.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = imported_beside(tmp_path / "mine/deep/model.py", package="mine.deep")
+    assert [str(each.relative_to(tmp_path)) for each in found] == ["mine/__init__.py", "mine/more.py", "mine/sizes.py"]
+
+
 def test_a_file_is_another_once_what_it_imports_has_changed(file: Path) -> None:
     readings = [Reading(custom=file), Reading(module_map=file)]
     before = [reading.fingerprint() for reading in readings]

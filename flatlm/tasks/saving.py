@@ -10,21 +10,15 @@ from torch import Tensor
 
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
-from flatlm.utilities.encoder_tasks import CLASSIFICATION, MASKED_LM, QUESTION_ANSWERING, REPLACED_TOKENS, TOKEN_CLASSIFICATION
+from flatlm.utilities.encoder_tasks import ARCHITECTURE_ENDINGS, MASKED_LM, REPLACED_TOKENS
 from flatlm.utilities.families import family_record
 
 DROPPED_KEYS = ("quantization_config",)
 """Of config.json: the weights are written as the model has them, in floating point."""
 
 
-_ENDINGS: Mapping[str, tuple[str, ...]] = {
-    MASKED_LM: ("ForMaskedLM", "ForPreTraining"),
-    CLASSIFICATION: ("ForSequenceClassification",),
-    TOKEN_CLASSIFICATION: ("ForTokenClassification",),
-    QUESTION_ANSWERING: ("ForQuestionAnswering",),
-    REPLACED_TOKENS: ("ForPreTraining",),
-}
-"""How the architecture ends of an encoder with a head, by what it is for; without one it ends in Model."""
+_PRETRAINING = (MASKED_LM, REPLACED_TOKENS)
+"""Tasks whose heads an architecture that ends in ForPreTraining may have too."""
 
 
 def with_architecture(values: Mapping[str, Any], family: str, task: str | None) -> dict[str, Any]:
@@ -34,11 +28,17 @@ def with_architecture(values: Mapping[str, Any], family: str, task: str | None) 
     """
     given = next(iter(values.get("architectures") or ()), "")
     names = family_record(family).architectures
-    fitting = names if task is None else tuple(name for name in names if name.endswith(_ENDINGS.get(task, ("Model",))))
+    fitting = names if task is None else tuple(name for name in names if name.endswith(_endings(task)))
     if given in fitting or not fitting:
         return dict(values)
     nearest = next(iter(difflib.get_close_matches(given, fitting, 1)), fitting[0])
     return {**values, "architectures": [nearest]}
+
+
+def _endings(task: str) -> tuple[str, ...]:
+    """How the architecture may end of an encoder with the task's head; without one it ends in Model."""
+    own = [ARCHITECTURE_ENDINGS[task]] if task in ARCHITECTURE_ENDINGS else []
+    return (*own, *(["ForPreTraining"] if task in _PRETRAINING else [])) or ("Model",)
 
 
 def save_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -36,13 +36,13 @@ TASKS: Mapping[str, str] = {
 }
 """What `--task` may say, and which head it means."""
 
-_TRAINED_FOR = (
-    ("ForMaskedLM", MASKED_LM),
-    ("ForSequenceClassification", CLASSIFICATION),
-    ("ForTokenClassification", TOKEN_CLASSIFICATION),
-    ("ForQuestionAnswering", QUESTION_ANSWERING),
-)
-"""How architectures end."""
+ARCHITECTURE_ENDINGS = {
+    MASKED_LM: "ForMaskedLM",
+    CLASSIFICATION: "ForSequenceClassification",
+    TOKEN_CLASSIFICATION: "ForTokenClassification",
+    QUESTION_ANSWERING: "ForQuestionAnswering",
+}
+"""How the architectures end of encoders that were trained for a task."""
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MODULES_FILE = "modules.json"
@@ -166,7 +166,7 @@ def _trained_for(hf_config: ConfigReader, style: HeadStyle) -> str | None:
     """The task of the head that the architecture names, or None."""
     if hf_config.architecture.endswith("ForPreTraining"):
         return style.pretraining
-    return next((task for ending, task in _TRAINED_FOR if hf_config.architecture.endswith(ending)), None)
+    return next((task for task, ending in ARCHITECTURE_ENDINGS.items() if hf_config.architecture.endswith(ending)), None)
 
 
 def _labels(hf_config: ConfigReader) -> int:

@@ -2,21 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import Activation, NormKind
-from flatlm.utilities import example
-from flatlm.utilities.encoder_slots import encoder_slots
 from flatlm.utilities.kinds import encoder
-from flatlm.utilities.registry import build_config
 from tests.examples.cases.encoders import CASES
-from tests.examples.references import make_reference
+from tests.examples.conftest import Reference
 from tests.examples.test_encoder_parity import TOLERANCE, eager_error
 from tests.examples.test_mutations import Mutation, each, more, name, put, swap, swap_slots, times
 
@@ -94,32 +88,7 @@ REFUSED: dict[str, tuple[Mutation, str]] = {
     "no bias": (put("blocks.attention.qkv_bias", False), "bert-features"),
     "another head's output": (head(output="classifier"), "roberta-classification electra-discriminator"),
 }
-Reference = Callable[[str], tuple[Any, Path]]
 Error = Callable[[Mutation, str], float]
-
-
-def apply(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    def built(directory: Path, *reading: Any) -> tuple[Any, Any]:
-        config, builder = build_config(directory, *reading)
-        return mutation.config(config), SimpleNamespace(tensor_names=mutation.names(builder.tensor_names))
-
-    def planned(config: Any, names: Any, tensors: Any) -> Any:
-        return mutation.slots({slot.name: slot for slot in encoder_slots(config, names, tensors)}).values()
-
-    monkeypatch.setattr(example, "build_config", built)
-    monkeypatch.setattr(encoder, "encoder_slots", planned)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """A case's reference, and where it is saved: made once."""
-
-    @cache
-    def made(case: str) -> tuple[Any, Path]:
-        directory = tmp_path_factory.mktemp("checkpoint")
-        return make_reference(BY_NAME[case], directory), directory
-
-    return made
 
 
 @pytest.fixture
@@ -127,8 +96,8 @@ def error(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> Error:
     """The parity suite's error of a case whose map is mutated."""
 
     def measured(mutation: Mutation, case: str) -> float:
-        apply(mutation, monkeypatch)
-        return eager_error(*reference(case))
+        mutation.apply(monkeypatch, encoder, "encoder_slots")
+        return eager_error(*reference(BY_NAME[case]))
 
     return measured
 

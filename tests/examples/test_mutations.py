@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,10 @@ from flatlm.utilities import example
 from flatlm.utilities.kinds import decoder
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.registry import build_config
-from flatlm.utilities.slots import Slot, model_slots
+from flatlm.utilities.slots import Slot
 from flatlm.utilities.tensor_names import TensorNames
 from tests.examples.cases import ALL
-from tests.examples.references import make_reference
+from tests.examples.conftest import Reference
 from tests.examples.test_parity import TOLERANCE, eager_error
 
 CASES = {str(case): case for case in ALL}
@@ -39,16 +38,19 @@ class Mutation:
     names: Callable[[TensorNames], TensorNames] = unchanged
     slots: Callable[[Slots], Slots] = unchanged
 
-    def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def built(directory: Path, reading: Reading) -> tuple[ModelConfig, Any]:
+    def apply(self, monkeypatch: pytest.MonkeyPatch, kind: Any = decoder, planner: str = "model_slots") -> None:
+        """`kind`: the module of the kind of model; `planner`: what lists the slots there."""
+        slots = getattr(kind, planner)
+
+        def built(directory: Path, reading: Reading) -> tuple[Any, Any]:
             config, builder = build_config(directory, reading)
             return self.config(config), SimpleNamespace(tensor_names=self.names(builder.tensor_names))
 
-        def planned(config: ModelConfig, names: TensorNames) -> list[Slot]:
-            return list(self.slots({slot.name: slot for slot in model_slots(config, names)}).values())
+        def planned(*given: Any) -> list[Slot]:
+            return list(self.slots({slot.name: slot for slot in slots(*given)}).values())
 
         monkeypatch.setattr(example, "build_config", built)
-        monkeypatch.setattr(decoder, "model_slots", planned)
+        monkeypatch.setattr(kind, planner, planned)
 
 
 def put(path: str, new: Any) -> Mutation:
@@ -224,20 +226,7 @@ def each(mutations: dict[str, tuple[Mutation, str]]) -> list[Any]:
     ]
 
 
-Reference = Callable[[str], tuple[Any, Path]]
 Error = Callable[[Mutation, str], float]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """A case's reference, and where it is saved: made once."""
-
-    @cache
-    def made(case: str) -> tuple[Any, Path]:
-        directory = tmp_path_factory.mktemp("checkpoint")
-        return make_reference(CASES[case], directory), directory
-
-    return made
 
 
 @pytest.fixture
@@ -246,7 +235,7 @@ def error(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> Error:
 
     def measured(mutation: Mutation, case: str) -> float:
         mutation.apply(monkeypatch)
-        return eager_error(*reference(case), steps=([40],))
+        return eager_error(*reference(CASES[case]), steps=([40],))
 
     return measured
 

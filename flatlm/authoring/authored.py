@@ -52,7 +52,7 @@ class AuthoredModel(nn.Module):
         self.module = construct(config.reference, ConfigReader(json.loads(config.values), config.source), self.context)
         for each in self.module.modules():
             if isinstance(each, RotaryEmbedding):
-                each.tables(geometry.length)
+                each.tables(geometry.positions)
         self._shared = [names for names in _aliases(self.module) if len(names) > 1]
         self._file_names = dict(config.names)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flatlm.authoring.config import AuthoredConfig
-from flatlm.convert.graphs import StepGraph
+from flatlm.convert.graphs import StepGraph, by_cache
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.errors import ExportError, FlatlmError
 from flatlm.layers.kv_cache import KVCache, QuantizedCache, cache_names, empty_caches
@@ -24,9 +24,9 @@ class AuthoredGraph(StepGraph):
         from flatlm.authoring.authored import AuthoredModel, author_line
         from flatlm.convert.traced import stamp_traced
 
-        model = AuthoredModel(self.config, self.geometry)
+        models = [(AuthoredModel(self.config, caches), own) for caches, own in by_cache(self.geometry, self.specs)]
         try:
-            return stamp_traced([self._signature(model, spec) for spec in self.specs])
+            return stamp_traced([self._signature(model, spec) for model, own in models for spec in own])
         except Exception as error:
             line = author_line(error)
             if line is None or isinstance(error, FlatlmError):
@@ -47,7 +47,7 @@ class AuthoredGraph(StepGraph):
             out = {name: tensor for names, cache in zip(named, updated, strict=True) for name, tensor in zip(names, cache, strict=True)}
             return {**out, "logits": logits} if spec.logits else out
 
-        layers: list[KVCache | QuantizedCache] = empty_caches(self.config, self.geometry)  # type: ignore[arg-type]
+        layers: list[KVCache | QuantizedCache] = empty_caches(self.config, model.geometry)  # type: ignore[arg-type]
         named = [cache_names(cache, layer) for layer, cache in enumerate(layers)]
         inputs = {
             "tokens": torch.zeros(1, spec.tokens, dtype=torch.int32),

@@ -67,7 +67,7 @@ class Step:
     def __init__(
         self, input_pos: Tensor, geometry: CacheGeometry, attentions: Sequence[AttentionConfig], caches: Sequence[Cache] | None, layers: int
     ) -> None:
-        self.length = geometry.length
+        self.length, self.positions = geometry.length, geometry.positions
         self.tokens = input_pos.shape[0]
         self.attentions: dict[int, AttentionConfig] = {}
         self._geometry = geometry

@@ -46,13 +46,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="text for calibrated recipes: .txt, or a .json or .jsonl of documents"
     )
     parser.add_argument("--prefill", type=base.comma_separated_lengths, metavar="T,...", help="lengths of the prefill signatures (16,128)")
-    parser.add_argument("--kv-cache-len", type=int, metavar="S", help="slots of the KV cache (1024, or the model's context if shorter)")
+    parser.add_argument(
+        "--kv-cache-len",
+        type=base.comma_separated_lengths,
+        metavar="S,...",
+        help="slots of the KV cache (1024, or the model's context if shorter); of several, a text begins in the shortest and moves on",
+    )
     parser.add_argument(
         "--kv-cache-dtype",
         choices=[str(dtype) for dtype in CacheDtype],
         default=str(CacheDtype.FLOAT32),
         help="what the KV cache holds: float16 halves it, int8 about quarters it",
     )
+    parser.add_argument("--verify-len", type=int, metavar="T", help="a signature that checks T tokens at once, for generate --draft")
     parser.add_argument("--prefill-logits", action="store_true", help="prefill signatures return the logits of every position")
     parser.add_argument("--lora", type=Path, metavar="DIR", help="a LoRA adapter that PEFT saved, to be merged into the weights")
     base.add_reading_arguments(parser)
@@ -67,13 +73,19 @@ def request_of(args: argparse.Namespace, output: Path, recipe: Recipe) -> "Expor
         output,
         recipe,
         args.prefill,
-        args.kv_cache_len,
+        one_or_more(args.kv_cache_len),
         args.prefill_logits,
         base.reading_of(args),
         lora=args.lora,
         calibration=args.calibration,
         kv_cache_dtype=args.kv_cache_dtype,
+        verify_length=args.verify_len,
     )
+
+
+def one_or_more(lengths: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+    """A request's `kv_cache_len`."""
+    return lengths[0] if lengths and not lengths[1:] else lengths
 
 
 def run(args: argparse.Namespace) -> int:

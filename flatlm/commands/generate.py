@@ -11,11 +11,11 @@ from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoder_decoders import generate as encoder_decoders
 from flatlm.generative.encoder_decoders.file import KIND as ENCODER_DECODER
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
+from flatlm.generative.file_content import INFILLING, read_content
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generate import Piece, generate, joined, stream
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
-from flatlm.generative.model_file import INFILLING, read_content
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.reading import AS_IT_SAYS

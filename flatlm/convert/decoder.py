@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlm.convert.compile import Piece, compile_pieces
+from flatlm.convert.graphs import by_cache
 from flatlm.convert.signatures import PLACE_INPUTS, SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
 from flatlm.errors import ExportError
@@ -34,8 +35,11 @@ from flatlm.layers.model import ContextKinds, Decoder, build_on_meta
 
 def stamp_decoder(config: ModelConfig, geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> Any:
     """Compile each distinct piece once and stamp all signatures: a model object in which weights are still named calls."""
-    kinds_only = build_on_meta(replace(config, blocks=config.block_kinds), geometry)
-    return stamp(compile_pieces(decoder_pieces(kinds_only, specs)), decoder_plans(config, geometry, specs))
+    pieces, plans = list[Piece](), list[SignaturePlan]()
+    for caches, own in by_cache(geometry, specs):
+        pieces += decoder_pieces(build_on_meta(replace(config, blocks=config.block_kinds), caches), own)
+        plans += decoder_plans(config, caches, own)
+    return stamp(compile_pieces(pieces), plans)
 
 
 def decoder_pieces(model: Decoder, specs: Sequence[SignatureSpec]) -> list[Piece]:

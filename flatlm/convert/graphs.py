@@ -1,5 +1,6 @@
 """What a compiler is asked for: a graph, as data. Nothing here loads the compiler; `stamp` does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +50,18 @@ class StepGraph:
     @property
     def room(self) -> int:
         return (1 + len(self.specs) * len(self.config.blocks)) * ROOM_A_BLOCK
+
+
+def by_cache(geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> list[tuple[CacheGeometry, list[SignatureSpec]]]:
+    """The signatures over caches of each length, and those caches: first the longest, which `geometry` says."""
+    lengths = dict.fromkeys(spec.cache_length for spec in specs)
+    return [
+        (
+            geometry if length is None else geometry._replace(length=length, context=geometry.positions),
+            [spec for spec in specs if spec.cache_length == length],
+        )
+        for length in lengths
+    ]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,13 @@ def export_key(request: ExportRequest, *, verify: bool = True) -> str:
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}; give a Python file that is there") from error
     facts |= {"reading": reading, "recipe": request.recipe.to_dict(), "prefill": request.prefill_lengths, "cache": request.kv_cache_len}
-    facts |= {"logits": request.prefill_logits, "dtype": str(request.kv_cache_dtype), "verified": verify, "flatlm": __version__}
+    facts |= {
+        "logits": request.prefill_logits,
+        "dtype": str(request.kv_cache_dtype),
+        "checked": request.verify_length,
+        "verified": verify,
+        "flatlm": __version__,
+    }
     return digest_of(facts | {name: version(name) for name in ("torch", "litert-torch", "ai-edge-litert")})[:32]
 
 

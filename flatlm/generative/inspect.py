@@ -10,7 +10,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.convert.flatbuffer import BUILTIN_NAMES
-from flatlm.generative.model_file import manifest_of, read_content
+from flatlm.generative.file_content import manifest_of, read_content
 
 _TYPE_NAMES: dict[int, str] = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 

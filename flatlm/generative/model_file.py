@@ -1,74 +1,32 @@
-"""What an exported file says of itself: its signatures, their tensors, its cache's length; read without loading it.
+"""A model by the decoders' conventions: which of a file's signatures read and write a text, over which caches."""
 
-LiteRT's loader trusts a flatbuffer whose weights lie at offsets: a truncated file ends the process with a segmentation
-fault. So every index and range that the loader follows is followed here first. Weights are not read.
-"""
-
-import json
-import mmap
-import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flatlm.convert.signatures import MANIFEST_KEY, PLACE_INPUTS, POSITION_IDS, PREFIX
+from flatlm.convert.signatures import DECODE, PLACE_INPUTS, POSITION_IDS, PREFILL, PREFIX, VERIFY, read_name
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.file_content import CACHE_PREFIX, DECODER, ENCODER, INFILLING, MASK, SignatureSpec, TensorSpec, read_content
 
-CACHE_PREFIX = "kv_cache_"
-MASK = "mask"
-"""The input of files that are told what each token may see, as litert-torch writes them on request: added to the scores, [1, 1, T, S]."""
-PREFILL_PREFIX = "prefill"
-DECODER = "decoder"
-"""The kind of files whose manifest names none."""
-INFILLING = "infilling"
-"""Files of decoders that fill blanks: theirs and two inputs more (`convert.signatures.PLACE_INPUTS`)."""
-ENCODER = "encoder"
 _RUN_BY = {ENCODER: "`flatlm predict` reads texts with it"}
-_IDENTIFIER = b"TFL3"
-_BUNDLE_MAGIC = b"LITERTLM"
-_EXTERNAL = 1
-"""A buffer whose offset is above this lies outside the flatbuffer; 0 and 1 say that its bytes are in it."""
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """A signature's input or output."""
+class CacheLevel:
+    """The signatures over caches of one length."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True)
-class SignatureSpec:
-    """One signature: what it takes and gives, by name."""
-
-    name: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-    @property
-    def length(self) -> int:
-        """T: the tokens of one call."""
-        return self.inputs["tokens"].shape[1]
-
-    @property
-    def caches(self) -> dict[str, TensorSpec]:
-        return {name: spec for name, spec in self.inputs.items() if name.startswith(CACHE_PREFIX)}
-
-    @property
-    def mask_slots(self) -> int | None:
-        """S of the mask that it takes; None where it makes its own."""
-        return self.inputs[MASK].shape[-1] if MASK in self.inputs else None
-
-    @property
-    def fills_blanks(self) -> bool:
-        """Is it told places and a context's length (`layers.infilling`)?"""
-        return POSITION_IDS in self.inputs
+    cache_length: int
+    """S: the most tokens in them."""
+    shortest_cache: int
+    """Slots of the shortest cache: fewer than S where a layer keeps a ring of what its window needs."""
+    decode: SignatureSpec
+    prefill: tuple[SignatureSpec, ...]
+    """From the shortest; one of each length."""
+    verify: SignatureSpec | None = None
+    """Reads a draft's tokens, with the logits of each."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +36,25 @@ class ModelFile:
     path: Path
     offset: int
     size: int
-    decode: SignatureSpec
-    prefill: tuple[SignatureSpec, ...]
-    """From the shortest; one of each length."""
-    cache_length: int
-    """S: the context's length, as the manifest has it, or else the slots of the longest cache."""
-    shortest_cache: int
-    """Slots of the shortest cache: fewer than S where a layer keeps a ring of what its window needs."""
+    levels: tuple[CacheLevel, ...]
+    """From the shortest caches. The longest's S is the context's length, as the manifest has it, or else the slots of the longest cache."""
+
+    @property
+    def decode(self) -> SignatureSpec:
+        """Over the longest caches, as are all of these."""
+        return self.levels[-1].decode
+
+    @property
+    def prefill(self) -> tuple[SignatureSpec, ...]:
+        return self.levels[-1].prefill
+
+    @property
+    def cache_length(self) -> int:
+        return self.levels[-1].cache_length
+
+    @property
+    def shortest_cache(self) -> int:
+        return self.levels[-1].shortest_cache
 
     @property
     def vocab_size(self) -> int:
@@ -101,111 +71,28 @@ class ModelFile:
             raise RuntimeFileError(f"{self.path} fills blanks in a text, it does not write on from one: use flatlm generate")
 
 
-@dataclass(frozen=True)
-class FileContent:
-    """What any model that can be loaded says of itself, whatever its conventions, at [offset, offset + size) of the file."""
-
-    path: Path
-    offset: int
-    size: int
-    signatures: tuple[SignatureSpec, ...]
-    manifest: Mapping[str, Any]
-    """FlatLM's; empty where another tool wrote the file."""
-    cache_slots: tuple[int, ...] = ()
-    """Of each cache as `decode` updates it."""
-
-    @property
-    def kind(self) -> str:
-        """Of model, as the manifest says: a decoder, where it says nothing."""
-        return str(self.manifest.get("kind", DECODER))
-
-
-def read_content(path: Path) -> FileContent:
-    """Reads and checks a `.tflite` file, or the model in a `.litertlm` bundle; RuntimeFileError for anything else."""
-    try:
-        with path.open("rb") as file:
-            offset, size = 0, os.fstat(file.fileno()).st_size
-            if file.read(len(_BUNDLE_MAGIC)) == _BUNDLE_MAGIC:
-                from flatlm.convert.bundle import read_bundle
-
-                bundle = read_bundle(path)
-                offset, size = bundle.model_offset, bundle.model_size
-        with _mapped(path, offset, size) as content:
-            signatures, slots, manifest = _parse(path, content)
-    except OSError as error:
-        raise RuntimeFileError(f"{path} cannot be read: {error.strerror}") from error
-    if not signatures:
-        raise RuntimeFileError(f"{path} has no signatures, so nothing in it can be run by name")
-    return FileContent(path, offset, size, tuple(signatures), manifest, tuple(slots))
-
-
 def read_model_file(path: Path) -> ModelFile:
     """The same of a decoder's file, which keeps FlatLM's conventions; RuntimeFileError for anything else."""
     content = read_content(path)
     if content.kind not in (DECODER, INFILLING):
         hint = _RUN_BY.get(content.kind, "`flatlm inspect` shows what is in it")
         raise RuntimeFileError(f"{path} holds an {content.kind}: this runs decoders' files only; {hint}")
-    decode, prefill = _conventional(path, content.signatures)
-    slots = content.cache_slots or tuple(spec.mask_slots for spec in (decode,) if spec.mask_slots is not None)
+    own: dict[int | None, dict[str, SignatureSpec]] = {None: {}}
+    for spec in content.signatures:
+        name, shorter = read_name(spec.name)
+        own.setdefault(shorter, {}).setdefault(name, spec)
+    longest = own.pop(None)
+    decode = longest.get(DECODE)
+    slots = content.cache_slots.get(DECODE) or tuple(spec.mask_slots for spec in (decode,) if spec and spec.mask_slots is not None)
     length = _length(content.manifest) or max(slots, default=0)
-    if not length:
+    if decode is not None and not length:
         raise RuntimeFileError(f"{path}: its context's length cannot be told: decode updates none of its caches by DYNAMIC_UPDATE_SLICE")
-    for spec in (decode, *prefill):
-        if spec.mask_slots not in (None, length):
-            raise RuntimeFileError(f"{path}: signature {spec.name} takes a mask over {spec.mask_slots} slots; its context has {length}")
-    return ModelFile(path, content.offset, content.size, decode, prefill, length, min(slots, default=length))
-
-
-@contextmanager
-def _mapped(path: Path, offset: int, size: int) -> Iterator[mmap.mmap | memoryview]:
-    """The file's [offset, offset + size), mapped."""
-    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
-        if size < 8 or os.fstat(file.fileno()).st_size < offset + size:
-            raise RuntimeFileError(f"{path} is empty or truncated: no model of {size} bytes is in it")
-        mapping = mmap.mmap(file.fileno(), offset - begin + size, access=mmap.ACCESS_READ, offset=begin)
-        # Not closed by hand: numpy arrays that look into it would forbid that. It goes with the last of them.
-        yield memoryview(mapping)[offset - begin :]
-
-
-def _parse(path: Path, content: Any) -> tuple[list[SignatureSpec], list[int], Mapping[str, Any]]:
-    """The signatures, the slots of each cache as `decode` has them, and the manifest."""
-    if content[4:8] != _IDENTIFIER:
-        raise RuntimeFileError(f"{path} is not a TFLite model: its bytes 4 to 8 are {bytes(content[4:8])!r}, not {_IDENTIFIER!r}")
-    from ai_edge_litert import schema_py_generated as schema
-
-    try:
-        model = schema.Model.GetRootAsModel(content, 0)
-        _check_buffers(model, len(content))
-        codes = [model.OperatorCodes(i).BuiltinCode() for i in _indices(model.OperatorCodesLength(), content)]
-        graphs = [_Graph.read(model.Subgraphs(i), model, content) for i in _indices(model.SubgraphsLength(), content)]
-        signatures, slots = [], list[int]()
-        for definition in (model.SignatureDefs(i) for i in _indices(model.SignatureDefsLength(), content)):
-            graph = graphs[definition.SubgraphIndex()]
-            inputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Inputs, range(definition.InputsLength()))}
-            outputs = {item.Name().decode(): item.TensorIndex() for item in map(definition.Outputs, range(definition.OutputsLength()))}
-            spec = SignatureSpec(definition.SignatureKey().decode(), graph.specs(inputs), graph.specs(outputs))
-            signatures.append(spec)
-            if spec.name == "decode" and schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE in codes:
-                caches = {index for name, index in inputs.items() if name.startswith(CACHE_PREFIX)}
-                slots = list(graph.cache_slots(caches, codes.index(schema.BuiltinOperator.DYNAMIC_UPDATE_SLICE)))
-        return signatures, slots, manifest_of(model)
-    except _UNREADABLE as error:
-        raise RuntimeFileError(f"{path} is corrupt or truncated: {error}") from error
-
-
-def manifest_of(model: Any) -> Mapping[str, Any]:
-    """FlatLM's manifest in a model's metadata; empty where another tool wrote it."""
-    for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
-        if entry.Name() == MANIFEST_KEY.encode():
-            try:
-                text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().strip()
-                manifest = json.loads(text or "{}")  # its space is kept before it is known
-            except (ValueError, AttributeError) as error:
-                raise RuntimeFileError(f"the file's metadata {MANIFEST_KEY} is not JSON: it was damaged after its export") from error
-            return manifest if isinstance(manifest, dict) else {}
-    return {}
+    levels = [_level(path, longest, length, slots)]
+    for slots_of, signatures in sorted(own.items(), key=lambda item: -(item[0] or 0)):
+        level = _level(path, signatures, slots_of or 0, content.cache_slots.get(f"kv{slots_of}_{DECODE}", ()))
+        _check_level(path, level, levels[0])
+        levels.insert(0, level)
+    return ModelFile(path, content.offset, content.size, tuple(levels))
 
 
 def _length(manifest: Mapping[str, Any]) -> int:
@@ -214,96 +101,51 @@ def _length(manifest: Mapping[str, Any]) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-_UNREADABLE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-"""flatbuffers has no verifier in Python: offsets that point outside show up as any of these."""
-
-
-def _check_buffers(model: Any, size: int) -> None:
-    for i in range(model.BuffersLength()):
-        buffer = model.Buffers(i)
-        if buffer.Offset() <= _EXTERNAL:
-            buffer.DataAsNumpy()  # numpy refuses a vector that ends outside
-        elif (end := buffer.Offset() + buffer.Size()) > size:
-            raise ValueError(f"buffer {i} ends at byte {end} of a model of {size} bytes")
-
-
-def _indices(count: int, content: Any) -> range:
-    """A vector's indices; a length that the file has no room for is refused, not looped over."""
-    if count * 4 > len(content):
-        raise ValueError(f"a list of {count} entries in {len(content)} bytes")
-    return range(count)
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A subgraph whose every index is within bounds."""
-
-    tensors: list[TensorSpec]
-    operators: list[tuple[int, list[int]]]
-    """Of each, the index of its code, and its inputs."""
-
-    @classmethod
-    def read(cls, graph: Any, model: Any, content: Any) -> "_Graph":
-        tensors = []
-        for tensor in (graph.Tensors(i) for i in _indices(graph.TensorsLength(), content)):
-            _within(tensor.Buffer(), model.BuffersLength(), "buffer")
-            tensors.append(TensorSpec(tuple(_numbers(tensor.ShapeAsNumpy())), _dtype(tensor.Type())))
-        operators = []
-        for operator in (graph.Operators(i) for i in _indices(graph.OperatorsLength(), content)):
-            _within(operator.OpcodeIndex(), model.OperatorCodesLength(), "operator code")
-            inputs = _numbers(operator.InputsAsNumpy())
-            for index in (*inputs, *_numbers(operator.OutputsAsNumpy())):
-                _within(index + 1, len(tensors) + 1, "tensor")  # -1: an optional input left out
-            operators.append((operator.OpcodeIndex(), inputs))
-        for index in (*_numbers(graph.InputsAsNumpy()), *_numbers(graph.OutputsAsNumpy())):
-            _within(index, len(tensors), "tensor")
-        return cls(tensors, operators)
-
-    def specs(self, indices: Mapping[str, int]) -> dict[str, TensorSpec]:
-        return {name: self.tensors[index] for name, index in indices.items()}
-
-    def cache_slots(self, caches: Iterable[int], update: int) -> Iterator[int]:
-        """The slots of each cache: its size along the axis in which one token's update is smaller than it, whatever the layout."""
-        for code, inputs in self.operators:
-            if code == update and inputs[0] in caches:
-                whole, part = self.tensors[inputs[0]].shape, self.tensors[inputs[1]].shape
-                yield from (a for a, b in zip(whole, part, strict=True) if a != b)
-
-
-def _numbers(vector: Any) -> list[int]:
-    """An int32 vector's values; flatbuffers gives 0 in place of an absent one."""
-    return [] if isinstance(vector, int) else [int(n) for n in vector]
-
-
-def _within(index: int, count: int, what: str) -> None:
-    if not 0 <= index < count:
-        raise ValueError(f"{what} {index} of {count}")
-
-
-def _dtype(code: int) -> np.dtype[Any]:
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    known = {TensorType.FLOAT32: "f4", TensorType.FLOAT16: "f2", TensorType.INT32: "i4", TensorType.INT8: "i1", TensorType.BOOL: "?"}
-    return np.dtype(known.get(code, "V1"))
-
-
-def _conventional(path: Path, signatures: Sequence[SignatureSpec]) -> tuple[SignatureSpec, tuple[SignatureSpec, ...]]:
-    """`decode` and the prefill signatures, whose inputs and outputs are what the runner binds."""
-    names = [spec.name for spec in signatures]
-    decode = next((spec for spec in signatures if spec.name == "decode"), None)
+def _level(path: Path, signatures: Mapping[str, SignatureSpec], length: int, slots: Sequence[int]) -> CacheLevel:
+    """Those whose inputs and outputs are what the runner binds, over caches of `length`."""
+    decode = signatures.get(DECODE)
     if decode is None:
-        raise RuntimeFileError(f"{path} has no signature named decode, so it generates nothing: it has {', '.join(names) or 'none'}")
-    prefill: dict[int, SignatureSpec] = {}
-    for spec in signatures:
-        if spec is decode or spec.name.startswith(PREFILL_PREFIX):
-            _check_signature(path, spec, decode.caches)
-            if spec is not decode:
-                prefill.setdefault(spec.length, spec)
+        raise RuntimeFileError(f"{path} has no signature named decode, so it generates nothing: it has {', '.join(signatures) or 'none'}")
+    prefill, verify = dict[int, SignatureSpec](), dict[int, SignatureSpec]()
+    for name, spec in signatures.items():
+        kind = next((kind for kind in (PREFILL, VERIFY) if name.startswith(kind)), None)
+        if spec is not decode and kind is None:
+            continue
+        _check_signature(path, spec, decode.caches)
+        if spec.mask_slots not in (None, length):
+            raise RuntimeFileError(f"{path}: signature {spec.name} takes a mask over {spec.mask_slots} slots; its context has {length}")
+        if kind == VERIFY and "logits" not in spec.outputs:
+            raise RuntimeFileError(f"{path}: signature {spec.name} gives no logits, and a draft is checked by them")
+        if kind is not None:
+            (verify if kind == VERIFY else prefill).setdefault(spec.length, spec)
     if decode.length != 1 or "logits" not in decode.outputs:
         raise RuntimeFileError(
-            f"{path}: decode must take one token and give logits; it takes {decode.length} and gives {list(decode.outputs)}"
+            f"{path}: {decode.name} must take one token and give logits; it takes {decode.length} and gives {list(decode.outputs)}"
         )
-    return decode, tuple(prefill[length] for length in sorted(prefill))
+    ordered = tuple(prefill[length] for length in sorted(prefill))
+    return CacheLevel(length, min(slots, default=length), decode, ordered, verify[max(verify)] if verify else None)
+
+
+def _check_level(path: Path, level: CacheLevel, longer: CacheLevel) -> None:
+    """That a text can move on from its caches to the longer ones: the same tensors, of as many slots or more along one axis."""
+    here, there = level.decode.caches, longer.decode.caches
+    where = f"{path}: signature {level.decode.name}"
+    if here.keys() != there.keys() or not 0 < level.cache_length < longer.cache_length:
+        raise RuntimeFileError(f"{where} must take the same caches as {longer.decode.name} does, and shorter ones")
+    for name, tensor in here.items():
+        other = there[name]
+        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, other.shape, strict=False)) if a != b]
+        if (
+            tensor.dtype != other.dtype
+            or len(tensor.shape) != len(other.shape)
+            or grown[1:]
+            or any(tensor.shape[i] > other.shape[i] for i in grown)
+        ):
+            raise RuntimeFileError(
+                f"{where} takes {name} {list(tensor.shape)}, which does not fit {list(other.shape)} of {longer.cache_length} slots"
+            )
+    if level.decode.outputs["logits"] != longer.decode.outputs["logits"]:
+        raise RuntimeFileError(f"{where} gives other logits than {longer.decode.name}")
 
 
 def _check_signature(path: Path, spec: SignatureSpec, caches: Mapping[str, TensorSpec]) -> None:

@@ -33,6 +33,13 @@ class CacheGeometry(NamedTuple):
     length: int
     longest_step: int | None = None
     dtype: CacheDtype = CacheDtype.FLOAT32
+    context: int | None = None
+    """The most tokens of a text, where it may move on to longer caches."""
+
+    @property
+    def positions(self) -> int:
+        """How many positions a text may have: what tables of positions are made for, the same in all caches of a file."""
+        return self.length if self.context is None else self.context
 
     def slots(self, config: AttentionConfig) -> int:
         """S of the layer's own cache: the whole length, or a ring where the layer's window allows a shorter one."""

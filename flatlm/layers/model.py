@@ -58,7 +58,7 @@ class Decoder(nn.Module):
             ops.name_layers(block, "blocks.{}")
             for expert in block.feed_forward.experts if isinstance(block.feed_forward, Mixture) else ():
                 ops.name_layers(expert, "blocks.{}.feed_forward.experts.{expert}")
-        self._tables = [rope_tables(rope, geometry.length) for rope in config.ropes]
+        self._tables = [rope_tables(rope, geometry.positions) for rope in config.ropes]
         self.kinds = ContextKinds(config, geometry)
 
     def tie(self) -> None:

@@ -59,7 +59,8 @@ class ExportRequest:
     output: Path
     recipe: Recipe = RECIPES["dynamic_int8"]
     prefill_lengths: tuple[int, ...] | None = None
-    kv_cache_len: int | None = None
+    kv_cache_len: int | tuple[int, ...] | None = None
+    """Of several, a text begins in the shortest that it fits, and moves on."""
     prefill_logits: bool = False
     reading: Reading = AS_IT_SAYS
     lora: Path | None = None
@@ -68,6 +69,8 @@ class ExportRequest:
     """Text (.txt, .json, .jsonl) for recipes whose method needs it."""
     kv_cache_dtype: str = CacheDtype.FLOAT32
     """What the file's caches hold: a `CacheDtype`."""
+    verify_length: int | None = None
+    """Tokens of a draft that are checked at once, in a signature for that; None: no such signature."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 import flatlm.convert as convert
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.model_file import read_model_file
-from flatlm.generative.runner import Runner, causal_mask
+from flatlm.generative.runner import Runner
+from flatlm.generative.signature_calls import causal_mask
 from tests.generative.comparison import litert_torch_peer
 from tests.generative.toy_model import LAYERS, H, K, S, Toy, V, lower_write
 

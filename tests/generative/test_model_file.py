@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.model_file import TensorSpec, read_model_file
+from flatlm.generative.file_content import TensorSpec
+from flatlm.generative.model_file import read_model_file
 from flatlm.generative.runner import Runner
 from tests.generative.toy_model import LAYERS, H, K, S, V
 

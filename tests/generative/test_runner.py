@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.runner import Runner, available_cores, split
+from flatlm.generative.loading import available_cores
+from flatlm.generative.runner import Runner
+from flatlm.generative.signature_calls import split
 from tests.generative.toy_model import S, V
 from tests.models import export_fast, random_decoder, tiny_config
 

@@ -62,7 +62,7 @@ class FlowModel(nn.Module):
                 if isinstance(node, Weighted):
                     self._place_module(in_layer(node.module, use.layer), node)
         self.tie()
-        self._tables = {turning: _tables(turning, geometry.length) for turning in chart.turnings}
+        self._tables = {turning: _tables(turning, geometry.positions) for turning in chart.turnings}
 
     def _place_module(self, path: str, node: Weighted) -> None:
         """Its layer, at its path, unless another node put it there. It is exported under the node's path, which may be a template."""

@@ -11,6 +11,7 @@ from flatlm.authoring.compute_graph.model import FlowModel, StepInputs, build_on
 from flatlm.authoring.compute_graph.nodes import Ids
 from flatlm.authoring.compute_graph.segments import Chart, Segment, Use, in_layer
 from flatlm.convert.compile import Piece, compile_pieces
+from flatlm.convert.graphs import by_cache
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.stamp import SignaturePlan, Step, stamp
 from flatlm.layers.kv_cache import Cache, CacheGeometry, CacheSlots, KVCache, QuantizedCache, cache_names, empty_cache, place
@@ -20,8 +21,11 @@ LOGITS = "logits"
 
 def stamp_flow(config: FlowConfig, geometry: CacheGeometry, specs: Sequence[SignatureSpec]) -> Any:
     """A model object with one signature for each spec, in which weights are still named calls."""
-    pieces = list(flow_pieces(build_on_meta(config, geometry), specs))
-    return stamp(compile_pieces(pieces), flow_plans(config, geometry, specs))
+    pieces, plans = list[Piece](), list[SignaturePlan]()
+    for caches, own in by_cache(geometry, specs):
+        pieces += flow_pieces(build_on_meta(config, caches), own)
+        plans += flow_plans(config, caches, own)
+    return stamp(compile_pieces(pieces), plans)
 
 
 def flow_pieces(model: FlowModel, specs: Sequence[SignatureSpec]) -> Iterator[Piece]:

@@ -67,7 +67,7 @@ class RotaryEmbedding(nn.Module):
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.tables(current_step().length)
+        cos, sin = self.tables(current_step().positions)
         ids, width = position_ids.reshape(-1).to(torch.int32), self.config.head_dim
         shape = (*position_ids.shape, width)
         return ops.take(cos, ids, 0).reshape(shape), ops.take(sin, ids, 0).reshape(shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flatlm.generative.benchmarking.record import Machine
 from flatlm.generative.benchmarking.sysfs import ROOT, text
-from flatlm.generative.runner import available_cores
+from flatlm.generative.loading import available_cores
 
 _ARM = {
     0xD03: "Cortex-A53",

@@ -27,9 +27,10 @@ from flatlm.generative.comparison.processes import Processes, noise
 from flatlm.generative.comparison.ratios import Ratio
 from flatlm.generative.comparison.record import MEASURES, Comparison, Speeds, SubjectFigures, SubjectRatio
 from flatlm.generative.comparison.subject import Subject
+from flatlm.generative.loading import available_cores
 from flatlm.generative.memory import available_bytes
 from flatlm.generative.model_file import ModelFile, read_model_file
-from flatlm.generative.runner import available_cores, split
+from flatlm.generative.signature_calls import split
 from flatlm.progress import Progress
 
 DEFAULT_PREFILL = 128

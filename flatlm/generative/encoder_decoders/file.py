@@ -9,7 +9,7 @@ import numpy as np
 
 from flatlm.convert.encoder_decoder_graph import DECODE, ENCODE
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.model_file import SignatureSpec, TensorSpec, read_content
+from flatlm.generative.file_content import SignatureSpec, TensorSpec, read_content
 from flatlm.layers.encoder_decoder_config import WritingConfig
 
 KIND = "encoder-decoder"

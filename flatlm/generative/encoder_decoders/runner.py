@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.encoder_decoders.file import EncoderDecoderFile, read_encoder_decoder_file
-from flatlm.generative.model_file import SignatureSpec
-from flatlm.generative.runner import Logits, available_cores, load
+from flatlm.generative.file_content import SignatureSpec
+from flatlm.generative.loading import available_cores, load
+from flatlm.generative.signature_calls import Logits
 
 
 class EncoderDecoderRunner:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.model_file import ENCODER, MASK, FileContent, SignatureSpec, read_content
+from flatlm.generative.file_content import ENCODER, MASK, FileContent, SignatureSpec, read_content
 
 TOKENS, TOKEN_TYPES = "tokens", "token_types"
 

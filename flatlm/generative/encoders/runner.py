@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.encoders.encoder_file import TOKEN_TYPES, TOKENS, EncoderFile, read_encoder_file
-from flatlm.generative.model_file import MASK, SignatureSpec
-from flatlm.generative.runner import available_cores, load
+from flatlm.generative.file_content import MASK, SignatureSpec
+from flatlm.generative.loading import available_cores, load
 
 Outputs = dict[str, NDArray[np.float32]]
 

@@ -6,7 +6,8 @@ from itertools import takewhile
 import numpy as np
 
 from flatlm.generative.evaluation.scoring import chunk_length, prefills_logits
-from flatlm.generative.runner import Logits, Runner
+from flatlm.generative.runner import Runner
+from flatlm.generative.signature_calls import Logits
 
 
 class PrefixReader:

@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.runner import Places, Runner
+from flatlm.generative.runner import Runner
+from flatlm.generative.signature_calls import Places
 
 
 class InfillingRunner(Runner):
@@ -72,7 +73,7 @@ class InfillingRunner(Runner):
         tokens = np.asarray(ids, np.int64)
         self._require_known(tokens)
         self._context = len(ids)
-        self._call(self._prefill[length], tokens)
+        self._call(next(spec for spec in self.file.prefill if spec.length == length), tokens)
 
     def begin_span(self, mask: int) -> None:
         """What is read from here on is for the blank whose mask is at this place of the context."""

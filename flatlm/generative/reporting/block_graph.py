@@ -11,8 +11,9 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.file_content import TensorSpec, manifest_of
 from flatlm.generative.inspect import describe_scheme
-from flatlm.generative.model_file import TensorSpec, manifest_of, read_model_file
+from flatlm.generative.model_file import read_model_file
 
 LONGEST_PATTERN = 12
 """Kinds of blocks that are looked for as one pattern that repeats, such as five local ones and a global one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
-from flatlm.generative.model_file import TensorSpec
+from flatlm.generative.file_content import TensorSpec
 from flatlm.generative.reporting.block_graph import BlockGraph, Part, Stack
 from flatlm.generative.reporting.collect import named
 from flatlm.generative.reporting.figures import count, figures, number, printable, shortened

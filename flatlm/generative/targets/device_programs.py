@@ -16,8 +16,9 @@ import numpy as np
 from flatlm.errors import TargetError
 from flatlm.generative.benchmarking.measure import WARM_S
 from flatlm.generative.benchmarking.record import DepthSpeeds, Measure
-from flatlm.generative.model_file import ModelFile, SignatureSpec
-from flatlm.generative.runner import split
+from flatlm.generative.file_content import SignatureSpec
+from flatlm.generative.model_file import ModelFile
+from flatlm.generative.signature_calls import split
 from flatlm.generative.targets.benchmark_output import Iteration, ModelTimings, parse_benchmark_model, parse_litert_lm
 
 WHERE_FROM = (

@@ -9,7 +9,7 @@ from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import step_plan
+from flatlm.utilities.kinds.lengths import require_steps_alone, step_plan
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.slots import model_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -37,5 +37,7 @@ class Decoders:
                 f"{request.output}: LiteRT-LM runs models that write on, and this one fills blanks, from inputs that it lacks: export "
                 "to a .tflite file"
             )
+        if config.fills_blanks:
+            require_steps_alone(request, "a model that fills blanks")
         facts = {"kind": "infilling"} if config.fills_blanks else {}
         return step_plan(DecoderGraph, config, (block.attention for block in config.blocks), request, facts)

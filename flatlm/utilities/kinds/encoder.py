@@ -12,7 +12,7 @@ from flatlm.utilities.config_reader import ConfigReader
 from flatlm.utilities.encoder_slots import encoder_slots, ignored_patterns
 from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names, problem_type
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import read_lengths
+from flatlm.utilities.kinds.lengths import read_lengths, require_steps_alone
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.tensor_names import TensorNames
 
@@ -40,6 +40,7 @@ class Encoders:
         """`encode_<T>` for each length, by default DEFAULT_LENGTHS, none above the model's positions. Raises ExportError."""
         if request.kv_cache_len is not None or request.kv_cache_dtype != CacheDtype.FLOAT32 or request.prefill_logits:
             raise ExportError("an encoder has no KV cache and no prefill: leave out --kv-cache-len, --kv-cache-dtype and --prefill-logits")
+        require_steps_alone(request, "an encoder")
         if request.output.suffix == ".litertlm":
             raise ExportError(
                 f"{request.output}: a bundle is for chats, which LiteRT-LM runs on decoders alone: export an encoder to .tflite"

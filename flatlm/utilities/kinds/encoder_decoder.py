@@ -10,7 +10,7 @@ from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig, StackConf
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
-from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, read_lengths
+from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, read_lengths, require_steps_alone
 from flatlm.utilities.loader import LoadPlan, plan_slots
 from flatlm.utilities.slots import BlockSlots, Part, Rows, Slot, linear_slots, norm_slots
 from flatlm.utilities.tensor_names import TensorNames
@@ -48,6 +48,7 @@ class EncoderDecoders:
             raise ExportError(f"{request.lora}: adapters are merged into decoders alone: merge it with peft first (merge_and_unload)")
         if request.prefill_logits:
             raise ExportError("--prefill-logits is for decoders: an encoder's text has no logits")
+        require_steps_alone(request, "an encoder with a decoder")
         lengths = read_lengths(request, DEFAULT_ENCODER_LENGTHS, config.encoder.max_positions)
         context = cache_length(request, config.decoder.max_positions or ENDLESS)
         geometry = CacheGeometry(context, 1, cache_dtype(request))

@@ -21,12 +21,36 @@ DEFAULT_PREFILL_LENGTHS = (16, 128)
 
 def cache_length(request: "ExportRequest", max_positions: int) -> int:
     """Slots of the KV cache. Raises ExportError where the model was not made for so many, or a text would not fit."""
-    length = request.kv_cache_len or min(DEFAULT_CACHE_LENGTH, max_positions)
-    if request.kv_cache_len is not None and request.kv_cache_len < 2:
-        raise ExportError(f"--kv-cache-len {request.kv_cache_len}: the cache needs at least 2 slots")
-    if length > max_positions:
-        raise ExportError(f"--kv-cache-len {length} is longer than the {max_positions} positions that the model was made for")
+    return cache_lengths(request, max_positions)[-1]
+
+
+def cache_lengths(request: "ExportRequest", max_positions: int) -> tuple[int, ...]:
+    """Slots of the caches that a text moves through, ascending: one length, unless more were asked for. Raises as `cache_length` does."""
+    if request.kv_cache_len is None:
+        return (min(DEFAULT_CACHE_LENGTH, max_positions),)
+    asked = (request.kv_cache_len,) if isinstance(request.kv_cache_len, int) else request.kv_cache_len
+    lengths = tuple(sorted(set(asked)))
+    if not lengths or lengths[0] < 2:
+        raise ExportError(f"--kv-cache-len {','.join(map(str, lengths)) or 'of no length'}: the cache needs at least 2 slots")
+    if lengths[-1] > max_positions:
+        raise ExportError(f"--kv-cache-len {lengths[-1]} is longer than the {max_positions} positions that the model was made for")
+    return lengths
+
+
+def verify_length(request: "ExportRequest", cache: int) -> int | None:
+    """Tokens of the signature that checks a draft's, if there is to be one. Raises ExportError where it does not fit the cache."""
+    length = request.verify_length
+    if length is not None and not 2 <= length <= cache:
+        raise ExportError(f"--verify-len {length}: at least 2 tokens are checked at once, and no more than the cache's {cache}")
     return length
+
+
+def require_steps_alone(request: "ExportRequest", what: str) -> None:
+    """ExportError for what only files by the decoders' conventions have: several caches' lengths, a check of drafts."""
+    if request.verify_length is not None:
+        raise ExportError(f"--verify-len {request.verify_length}: {what} has no draft that is checked: leave it out")
+    if request.kv_cache_len is not None and not isinstance(request.kv_cache_len, int):
+        raise ExportError(f"--kv-cache-len {','.join(map(str, request.kv_cache_len))}: {what} has caches of one length")
 
 
 def prefill_lengths(request: "ExportRequest", cache: int) -> tuple[int, ...]:
@@ -71,13 +95,15 @@ def step_plan(
     request: "ExportRequest",
     facts: Mapping[str, Any] | None = None,
 ) -> GraphPlan:
-    """`prefill_<T>` for each length, and `decode`, over caches for each layer's attention: what `make` makes of them.
+    """`prefill_<T>` for each length, `verify_<T>`, and `decode`, over caches for each layer's attention: what `make` makes of them.
 
     The configuration has `max_positions`. Raises ExportError.
     """
-    length = cache_length(request, config.max_positions)  # type: ignore[attr-defined]
-    lengths = prefill_lengths(request, length)
-    geometry = CacheGeometry(length, max(lengths), cache_dtype(request))
-    specs = tuple(signature_specs(lengths, prefill_logits=request.prefill_logits))
+    caches = cache_lengths(request, config.max_positions)  # type: ignore[attr-defined]
+    length = caches[-1]
+    lengths, verify = prefill_lengths(request, length), verify_length(request, length)
+    geometry = CacheGeometry(length, max(*lengths, verify or 1), cache_dtype(request))
+    specs = signature_specs(lengths, prefill_logits=request.prefill_logits, verify_length=verify, cache_lengths=caches)
     cache_bytes = sum(geometry.bytes(attention) for attention in attentions)
-    return GraphPlan(make(config, geometry, specs), lengths, length, cache_bytes, geometry.dtype, facts or {})
+    smaller = {"kv_cache_lens": list(caches)} if caches[1:] else {}
+    return GraphPlan(make(config, geometry, tuple(specs)), lengths, length, cache_bytes, geometry.dtype, {**(facts or {}), **smaller})

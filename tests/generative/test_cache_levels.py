@@ -18,7 +18,7 @@ LENGTHS = (16, 32, 64)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Runner]:
-    """Of one model, whose every second layer keeps a ring of 32 slots: a file with caches of three lengths, and one with the longest alone."""
+    """Of one model, whose every second layer keeps a ring of 32 slots: files with caches of three lengths, and with the longest alone."""
     folder = tmp_path_factory.mktemp("levels")
     model = random_decoder(tiny_config(window=8), cache_length=64, longest_step=20)
     several = signature_specs((4, 20), prefill_logits=True, verify_length=4, cache_lengths=LENGTHS)
@@ -166,5 +166,5 @@ def test_files_whose_caches_do_not_fit_one_another_are_refused(pair, tmp_path: P
     content = pair[0].file.path.read_bytes()
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(content.replace(b"kv16_decode", b"kv99_decode"))
-    with pytest.raises(RuntimeFileError, match="kv16_prefill_4|kv99_decode|no signature named decode"):
+    with pytest.raises(RuntimeFileError, match=r"no signature named decode"):
         read_model_file(broken)

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AutoLoader": "flatlm.tasks.auto_loader",
     "ComputeGraph": "flatlm.authoring.compute_graph",
-    "EngineConfig": "flatlm.generative.pipeline",
+    "EngineConfig": "flatlm.generative.engine_config",
     "GenerationConfig": "flatlm.generative.pipeline",
     "check_model": "flatlm.authoring.check",
     "pipeline": "flatlm.generative.pipeline",

@@ -96,8 +96,8 @@ def _settle_checkpoint(parser: argparse.ArgumentParser, args: argparse.Namespace
             parser.error("the following arguments are required: checkpoint, or -p DIR")
 
 
-def add_reading_arguments(parser: argparse._ActionsContainer) -> None:
-    """How the checkpoint is to be read, where it does not say so itself."""
+def add_reading_arguments(parser: argparse._ActionsContainer, *, task: bool = True) -> None:
+    """How the checkpoint is to be read, where it does not say so itself. `task`: it may be an encoder."""
     parser.add_argument("--model", metavar="FAMILY", help="the model's family (default: as config.json says); flatlm models lists them")
     parser.add_argument(
         "--ignore-config-key", action="append", default=[], metavar="KEY", help="a config.json key that is known not to matter"
@@ -106,7 +106,8 @@ def add_reading_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--module-map", type=Path, metavar="FILE.py", help="code whose MODULE_MAP names classes for architectures: it is run"
     )
-    parser.add_argument("--task", metavar="NAME", help="what an encoder is for (default: as its architecture says)")
+    if task:
+        parser.add_argument("--task", metavar="NAME", help="what an encoder is for (default: as its architecture says)")
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

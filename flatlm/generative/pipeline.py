@@ -1,88 +1,25 @@
 """`flatlm.pipeline(...)`: text in, text out, over an exported file or a checkpoint, which is exported into a cache first."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from types import NoneType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeGuard, overload
 
-from flatlm.errors import CheckpointError, ConfigError, ExportError, RuntimeFileError
-from flatlm.generative.file_tokenizer import file_tokenizer
+from flatlm.errors import RuntimeFileError
+from flatlm.generative.engine_config import EngineConfig
 from flatlm.generative.generate import Generation, Piece, joined, stream
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
+from flatlm.generative.source import open_source
 from flatlm.progress import Progress
-from flatlm.quantize.recipes import Recipe
-from flatlm.utilities.checkpoints.gguf_paths import find_gguf
-from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.reading import Reading
-from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
-
-EXPORTED = (".tflite", ".litertlm")
-RUNNING = ("threads", "enable_prefix_caching")
-"""What an `EngineConfig` says of running a file; all else is about exporting it."""
 
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a conversation, with "role" and "content"."""
 Prompt: TypeAlias = str | Sequence[Message]
 """A text, which goes to the model as it is; or a conversation, which goes through the model's chat template."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How a checkpoint is exported, and its file run. None: the default that fits the model.
-
-    With a file that is exported already, only the fields in RUNNING may be given.
-    """
-
-    recipe: str | Recipe = "dynamic_int8"
-    """A recipe, the name of a built-in one, or a path that ends in .json."""
-    kv_cache_len: int | None = None
-    """The most tokens of a prompt and its answer together."""
-    prefill_lengths: tuple[int, ...] | None = None
-    custom_module_map: str | Path | None = None
-    """A Python file whose MODULE_MAP names classes for architectures. It is run."""
-    custom: str | Path | None = None
-    """A Python file whose __model__ is the model. It is run."""
-    family: str | None = None
-    """The model's family, by the name that `flatlm models` lists."""
-    kv_cache_dtype: str = "float32"
-    verify: bool = True
-    """Prove the exported file against the checkpoint before it is kept."""
-    threads: int | None = None
-    """None: one for each core."""
-    enable_prefix_caching: bool = False
-    """Read what a prompt has in common with the last text once. Answers may then differ in the last digits of their probabilities."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a field of another type."""
-        for field in fields(self):
-            wanted, what = _WANTED[field.name]
-            value = getattr(self, field.name)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-                raise ConfigError(f"{field.name} = {value!r} must be {what}")
-        if not all(type(length) is int for length in self.prefill_lengths or ()):
-            raise ConfigError(f"prefill_lengths = {self.prefill_lengths!r} must be whole numbers, such as (128, 512)")
-
-
-_NUMBER = ((int, NoneType), "a whole number, or None")
-_FILE = ((str, Path, NoneType), "the path of a Python file, or None")
-_SWITCH = ((bool,), "True or False")
-_WANTED: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "recipe": ((str, Recipe), "the name of a recipe, its file, or a Recipe"),
-    "kv_cache_len": _NUMBER,
-    "prefill_lengths": ((tuple, list, NoneType), "a tuple of whole numbers, such as (128, 512), or None"),
-    "custom_module_map": _FILE,
-    "custom": _FILE,
-    "family": ((str, NoneType), "the name of a family, or None"),
-    "kv_cache_dtype": ((str,), "the name of a type, such as 'float32'"),
-    "verify": _SWITCH,
-    "threads": _NUMBER,
-    "enable_prefix_caching": _SWITCH,
-}
-"""The types of an EngineConfig's fields, and what they are in words."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +63,9 @@ def pipeline(
         options["custom_module_map"] = options.pop("module_map")
     config, path = replace(backend_config or EngineConfig(), **options), Path(source)
     own = None if tokenizer is None else Path(tokenizer)
-    if path.suffix in EXPORTED:
-        _require_exported(path, config)
-        file, texts = path, file_tokenizer(path, own)
-    else:
-        file, texts = _exported(path, config, progress), Tokenizer.load(path if own is None else own)
-    runner = Runner.open(file, threads=config.threads)
-    return Pipeline(runner, texts, gen_config or GenerationConfig(), share_beginnings=config.enable_prefix_caching)
+    found = open_source(path, config, tokenizer=own, progress=progress)
+    runner = Runner.open(found.file, threads=config.threads)
+    return Pipeline(runner, found.tokenizer, gen_config or GenerationConfig(), share_beginnings=config.enable_prefix_caching)
 
 
 class Pipeline:
@@ -239,44 +172,3 @@ class Pipeline:
 
 def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
-
-
-def _require_exported(path: Path, config: EngineConfig) -> None:
-    """That the file is there, and that nothing is asked for which only an export could give."""
-    if not path.is_file():
-        raise RuntimeFileError(f"{path} does not exist; give an exported file, or a checkpoint's directory")
-    plain = EngineConfig()
-    given = [
-        field.name for field in fields(config) if field.name not in RUNNING and getattr(config, field.name) != getattr(plain, field.name)
-    ]
-    if given:
-        raise ExportError(
-            f"{path} is exported already, and {', '.join(given)} would be for exporting it: leave that out, or give its checkpoint"
-        )
-
-
-def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Path:
-    """The checkpoint's file, from the cache or made now. What exports is imported for this alone."""
-    if not path.is_dir() and find_gguf(path) is None:
-        raise CheckpointError(
-            f"{path}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint (a directory with config.json, or a .gguf file)"
-        )
-    from flatlm.generative.export_cache import cached_export
-    from flatlm.utilities.exporter import ExportRequest, plan_export
-
-    recipe = find_recipe(config.recipe) if isinstance(config.recipe, str) else config.recipe
-    custom, modules = (None if file is None else Path(file) for file in (config.custom, config.custom_module_map))
-    request = ExportRequest(
-        path,
-        path,
-        recipe,
-        None if config.prefill_lengths is None else tuple(config.prefill_lengths),
-        config.kv_cache_len,
-        reading=Reading(config.family, custom=custom, module_map=modules),
-        kv_cache_dtype=config.kv_cache_dtype,
-    )
-    with open_checkpoint(path) as checkpoint:
-        kind = plan_export(checkpoint, request).shape.facts.get("kind")
-    if kind is not None:
-        raise RuntimeFileError(f"{path} is of the kind {kind}, and this writes on with decoders: see flatlm generate -p, flatlm.AutoLoader")
-    return cached_export(request, verify=config.verify, progress=progress)

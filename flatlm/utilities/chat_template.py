@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
 
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], *, special_tokens: Mapping[str, str], add_generation_prompt: bool
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    special_tokens: Mapping[str, str],
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The text of a conversation. Each message is a mapping with "role" and "content" (what else depends on the template).
 
-    `special_tokens` are variables of the template, such as {"bos_token": "<s>"}. Raises TokenizerError where the template is
-    broken or refuses the messages, or the messages are not JSON.
+    `special_tokens` are variables of the template, such as {"bos_token": "<s>"}. `tools`: what the model may call, each a mapping such as
+    {"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON schema}}; a template that knows none leaves them
+    out. Raises TokenizerError where the template is broken or refuses the messages, or messages or tools are not JSON.
     """
-    import jinja2
-
     if not messages:
         raise TokenizerError("the conversation is empty; give at least one message")
     try:
@@ -37,14 +41,37 @@ def render_chat(
         plain = [{key: value for key, value in message.items() if value is not None} for message in plain]
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise TokenizerError(f"the messages must be mappings of JSON values, with 'role' and 'content': {error}") from error
+    plain_tools = None if tools is None else _plain_tools(tools)
+    require_template(template)
     try:
         return _compile(template).render(
-            messages=plain, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+            messages=plain, tools=plain_tools, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
         )
-    except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
     except Exception as error:  # a template may fail in any way that Python can
         raise TokenizerError(f"the chat template refuses these messages: {type(error).__name__}: {error}") from error
+
+
+def require_template(template: str) -> None:
+    """Raises TokenizerError where this is no Jinja template. What it makes of messages shows only when it is rendered."""
+    import jinja2
+
+    try:
+        _compile(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise TokenizerError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
+    except (RecursionError, MemoryError) as error:  # thousands of brackets
+        raise TokenizerError(f"the chat template is broken: {type(error).__name__}") from error
+
+
+def _plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Here a None stays, as transformers lets it: a JSON schema may have one as a default."""
+    try:
+        if isinstance(tools, str | Mapping) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise TypeError("each is a mapping, in a list")
+        plain: list[dict[str, Any]] = json.loads(json.dumps(list(tools)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"the tools must be mappings of JSON values, such as a function's name and parameters: {error}") from error
+    return plain
 
 
 @lru_cache(maxsize=8)

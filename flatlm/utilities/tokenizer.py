@@ -17,6 +17,7 @@ from flatlm.errors import TokenizerError
 from flatlm.utilities.chat_template import render_chat
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.named_templates import PLAIN
 from flatlm.utilities.tokenizer_backends import Backend, HfBackend, SentencePieceBackend
 from flatlm.utilities.tokenizer_conversion import model_for_bundle
 from flatlm.utilities.tokenizer_cpm import CpmBackend
@@ -143,19 +144,40 @@ class Tokenizer:
         """Decodes ids as they come. With a context, such as the prompt's ids, the text continues it: a leading space is kept."""
         return StreamDecoder(self._backend, context)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """A conversation as the text that the model was trained on. Raises TokenizerError."""
-        if self.chat_template is None:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+    ) -> str:
+        """A conversation as the text that the model was trained on. Raises TokenizerError.
+
+        `tools`: what the model may call, as `chat_template.render_chat` has them. `template`: Jinja text in the place of its own.
+        """
+        template = self.chat_template if template is None else template
+        if template is None:
             raise TokenizerError(
                 f"{self.source}: comes with no chat template (in tokenizer_config.json or chat_template.jinja), so this model takes "
                 "plain prompts only; a model tuned for chat has one"
             )
         tokens = {name: token.content for name, token in self.settings.special_tokens.items()}
-        return render_chat(self.chat_template, messages, special_tokens=tokens, add_generation_prompt=add_generation_prompt)
+        return render_chat(template, messages, special_tokens=tokens, add_generation_prompt=add_generation_prompt, tools=tools)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """A conversation's ids, ready for the model: special tokens are those that the template writes. Raises TokenizerError."""
-        return self.encode(self.render_chat(messages, add_generation_prompt=add_generation_prompt), add_special_tokens=False)
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+    ) -> list[int]:
+        """A conversation's ids, ready for the model: special tokens are those that the template writes. Raises TokenizerError.
+
+        The named template "plain" writes none: its text gets those that any text gets.
+        """
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
+        return self.encode(text, add_special_tokens=template == PLAIN)
 
 
 class StreamDecoder:

@@ -146,6 +146,7 @@ class Runner:
             )
         self._position = position
         self._written = self._written if position else 0
+        self._shrink()
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Reads all of `ids`, without their logits."""
@@ -235,6 +236,12 @@ class Runner:
         if count > self.kv_length:
             self._take_up(next(level for level in self.file.levels if level.cache_length >= count), self)
 
+    def _shrink(self) -> None:
+        """Go back to shorter caches, where the text left them half empty, and no ring has overwritten what they would hold."""
+        level = next(level for level in self.file.levels if level.cache_length >= 2 * self._position or level is self._level)
+        if level.cache_length < self.kv_length and self._written <= self._level.shortest_cache:
+            self._take_up(level, self)
+
     def _take_up(self, level: CacheLevel, source: "Runner | None" = None) -> None:
         """Use caches of a level, with what those of `source` hold; without one, they hold nothing in particular."""
         held = {} if source is None else {name: source.read_cache(name) for name in level.decode.caches}
@@ -247,7 +254,8 @@ class Runner:
         for name, values in held.items():
             spec = level.decode.caches[name]
             whole = np.zeros(spec.shape, spec.dtype)
-            whole[tuple(map(slice, values.shape))] = values
+            both = tuple(slice(min(sizes)) for sizes in zip(values.shape, spec.shape, strict=True))
+            whole[both] = values[both]
             self._caches[name].write(whole)
 
     def _places(self, position: int, length: int) -> Places:

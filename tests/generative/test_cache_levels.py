@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
@@ -97,6 +99,45 @@ def test_old_texts_do_not_shine_through(runners) -> None:
         assert np.array_equal(several.step(token), one.step(token))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_sequence_gives_what_one_length_gives(runners, data: st.DataObject) -> None:
+    several, one = runners
+    for runner in runners:
+        runner.reset()
+    for _ in range(data.draw(st.integers(2, 8))):
+        held = one.position
+        what = data.draw(st.sampled_from(["read", "read", "step", "back", "back", "reset"]))
+        if what == "back":
+            place = data.draw(st.integers(0, held))
+            if one.can_rewind(place) and several.can_rewind(place):
+                several.rewind(place)
+                one.rewind(place)
+        elif what == "reset":
+            several.reset()
+            one.reset()
+        else:
+            ids = data.draw(st.lists(st.integers(0, 95), min_size=1, max_size=1 if what == "step" else min(40, max(1, 63 - held))))
+            if held + len(ids) > 63:
+                continue
+            several.prefill(ids)
+            one.prefill(ids)
+        place = one.position
+        assert several.position == place
+        if place < 64:
+            np.testing.assert_allclose(several.step(7), one.step(7), atol=1e-4)
+
+
+def test_a_short_text_after_a_long_one_goes_back_to_short_caches(runners) -> None:
+    several, one = runners
+    for runner in runners:
+        for token in IDS[:28]:  # no padding, so that no ring has wrapped
+            runner.step(token)
+        runner.rewind(8)
+    assert several.kv_length == 16
+    np.testing.assert_allclose(several.step(7), one.step(7), atol=1e-4)
+
+
 def test_rewinding_after_a_move(runners) -> None:
     several, one = runners
     for runner in runners:
@@ -166,5 +207,5 @@ def test_files_whose_caches_do_not_fit_one_another_are_refused(pair, tmp_path: P
     content = pair[0].file.path.read_bytes()
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(content.replace(b"kv16_decode", b"kv99_decode"))
-    with pytest.raises(RuntimeFileError, match=r"no signature named decode"):
+    with pytest.raises(RuntimeFileError, match="kv99_decode must take the same caches as decode does"):
         read_model_file(broken)

@@ -9,7 +9,7 @@ _LAZY = {
     "AutoLoader": "flatlm.tasks.auto_loader",
     "ComputeGraph": "flatlm.authoring.compute_graph",
     "EngineConfig": "flatlm.generative.engine_config",
-    "GenerationConfig": "flatlm.generative.pipeline",
+    "GenerationConfig": "flatlm.generative.generation_config",
     "check_model": "flatlm.authoring.check",
     "pipeline": "flatlm.generative.pipeline",
 }

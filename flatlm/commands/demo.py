@@ -9,6 +9,7 @@ from flatlm.commands.benchmark import describe as describe_benchmark
 from flatlm.commands.export import describe, export_and_verify
 from flatlm.generative.benchmarking.record import BenchmarkRequest
 from flatlm.generative.generate import generate
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.targets.local import LocalTarget
 from flatlm.quantize.recipes import get_recipe
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     say(describe(report))
     tokenizer = bundled_tokenizer(output)
     with Runner.open(output) as runner:
-        story = generate(runner, tokenizer, tokenizer.encode(PROMPT), max_new_tokens=200)
+        story = generate(runner, tokenizer, tokenizer.encode(PROMPT), GenerationConfig(max_new_tokens=200))
     say(f"\n{PROMPT}{story.text}\n")
     speed = LocalTarget().benchmark(BenchmarkRequest(output))
     say(describe_benchmark(speed))

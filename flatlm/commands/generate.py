@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from flatlm.commands import base
 from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
@@ -13,11 +14,11 @@ from flatlm.generative.encoder_decoders.file import KIND as ENCODER_DECODER
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
 from flatlm.generative.file_content import INFILLING, read_content
 from flatlm.generative.file_tokenizer import file_tokenizer
-from flatlm.generative.generate import Piece, generate, joined, stream
+from flatlm.generative.generate import Generation, Piece, generate, joined, stream
+from flatlm.generative.generation_config import GenerationConfig, Grammar
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.runner import Runner
-from flatlm.generative.sampling import Sampler
 from flatlm.utilities.reading import AS_IT_SAYS
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -33,7 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, help="choose among the k most likely tokens")
     parser.add_argument("--top-p", type=float, help="choose among the most likely tokens that make up this probability")
+    parser.add_argument("--min-p", type=float, help="choose among tokens with this part of the likeliest one's probability")
     parser.add_argument("--seed", type=int, help="for the same text again")
+    parser.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="off the logits of tokens made already (-2 to 2)")
+    parser.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="off them for each time (-2 to 2)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="divides those of tokens read or made already")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text before it (repeatable)")
+    parser.add_argument("--logprobs", type=int, metavar="K", help="with --json: how probable each token was, and the K likeliest")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="the text is JSON that the schema allows")
+    form.add_argument("--regex", metavar="TEXT", help="the text matches this regular expression")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with the tokenizer (a .litertlm has its own)")
     parser.add_argument(
         "--output-tokenizer", type=Path, metavar="FILE", help="what is written in, where a model reads another alphabet (--tokenizer's)"
@@ -42,24 +52,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
+    config = _config(args)
     tokenizer = _settle_file(args)
     kind = read_content(args.file).kind
     if kind == ENCODER_DECODER:
-        return _rewrite(args, tokenizer, sampler)
+        return _rewrite(args, tokenizer, config)
     if args.output_tokenizer is not None:
         raise TokenizerError(f"--output-tokenizer is for models that read one text and write another; {args.file} is of another kind")
     if kind == INFILLING:
-        return _fill(args, tokenizer, sampler)
+        return _fill(args, tokenizer, config)
     with Runner.open(args.file, threads=args.threads) as runner:
         prompt_ids = tokenizer.encode(args.prompt)
         if args.json:
-            result = generate(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler)
-            base.print_json(dataclasses.asdict(result))
+            base.print_json(_plain(generate(runner, tokenizer, prompt_ids, config)))
             return 0
         sys.stdout.write(args.prompt)
-        _print(stream(runner, tokenizer, prompt_ids, max_new_tokens=args.max_new_tokens, sampler=sampler))
+        _print(stream(runner, tokenizer, prompt_ids, config))
     return 0
+
+
+def _config(args: argparse.Namespace) -> GenerationConfig:
+    """What the arguments ask for. Raises RuntimeFileError."""
+    grammar = None if args.regex is None else Grammar("regex", args.regex)
+    if args.json_schema is not None:
+        try:
+            grammar = Grammar("json_schema", args.json_schema.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RuntimeFileError(f"{args.json_schema} is not UTF-8 text: {error}; --json-schema takes a JSON schema") from error
+    if args.logprobs is not None and not args.json:
+        raise RuntimeFileError("--logprobs K goes with --json, where they are told")
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(GenerationConfig) if hasattr(args, field.name)}
+    return GenerationConfig(**given | {"stop": tuple(args.stop), "grammar": grammar})
+
+
+def _plain(result: Generation) -> dict[str, Any]:
+    """An answer as JSON: "logprobs" only where they were asked for, and bytes as numbers."""
+    found = dataclasses.asdict(result)
+    told = found.pop("logprobs")
+    if told is None:
+        return found
+    keys = ("token_id", "text", "logprob")
+    each = [{**one, "bytes": list(one["bytes"]), "top": [dict(zip(keys, other, strict=True)) for other in one["top"]]} for one in told]
+    return {**found, "logprobs": each}
 
 
 def _settle_file(args: argparse.Namespace) -> Tokenizer:
@@ -80,13 +114,13 @@ def _settle_file(args: argparse.Namespace) -> Tokenizer:
     return Tokenizer.load(args.tokenizer or args.checkpoint)
 
 
-def _fill(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> int:
+def _fill(args: argparse.Namespace, tokenizer: Tokenizer, config: GenerationConfig) -> int:
     """Fill the prompt's blanks: `text` is the prompt with them filled, `token_ids` what was made, `spans` each blank's own."""
     context = Context.of(tokenizer, args.prompt)
     if context.added:
         print(f"the prompt has no mask to fill: {context.added} was put at its end", file=sys.stderr)
     with InfillingRunner.open(args.file, threads=args.threads) as runner:
-        result = fill(runner, tokenizer, context, max_new_tokens=args.max_new_tokens, sampler=sampler)
+        result = fill(runner, tokenizer, context, config)
     if args.json:
         base.print_json(dataclasses.asdict(result))
     else:
@@ -94,7 +128,7 @@ def _fill(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> i
     return 0
 
 
-def _rewrite(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -> int:
+def _rewrite(args: argparse.Namespace, tokenizer: Tokenizer, config: GenerationConfig) -> int:
     """By an encoder with a decoder: the prompt is read, and what is written is another text."""
     written = tokenizer if args.output_tokenizer is None else Tokenizer.load(args.output_tokenizer)
     others = sorted({path.name for path in tokenizer.source.parent.glob("tokenizer_*.json")} - {"tokenizer_config.json"})
@@ -102,9 +136,9 @@ def _rewrite(args: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler) -
         print(f"flatlm generate: beside {tokenizer.source} lies {', '.join(others)}: --output-tokenizer FILE writes in it", file=sys.stderr)
     with EncoderDecoderRunner.open(args.file, threads=args.threads) as runner:
         ids = tokenizer.encode(args.prompt)
-        answer = encoder_decoders.stream(runner, written, ids, max_new_tokens=args.max_new_tokens, sampler=sampler)
+        answer = encoder_decoders.stream(runner, written, ids, config)
         if args.json:
-            base.print_json(dataclasses.asdict(joined(answer, ids)))
+            base.print_json(_plain(joined(answer, ids)))
         else:
             _print(answer)
     return 0

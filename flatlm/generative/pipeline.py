@@ -1,17 +1,17 @@
 """`flatlm.pipeline(...)`: text in, text out, over an exported file or a checkpoint, which is exported into a cache first."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeGuard, overload
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.engine_config import EngineConfig
-from flatlm.generative.generate import Generation, Piece, joined, stream
+from flatlm.generative.generate import Generation, Piece, joined
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
-from flatlm.generative.sampling import Sampler
+from flatlm.generative.session import Session
 from flatlm.generative.source import open_source
 from flatlm.progress import Progress
 from flatlm.utilities.tokenizer import Tokenizer
@@ -20,22 +20,6 @@ Message: TypeAlias = Mapping[str, Any]
 """One turn of a conversation, with "role" and "content"."""
 Prompt: TypeAlias = str | Sequence[Message]
 """A text, which goes to the model as it is; or a conversation, which goes through the model's chat template."""
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How an answer is written: what `flatlm generate` takes. Temperature 0 is greedy. One seed gives each prompt the same draws."""
-
-    max_new_tokens: int | None = 128
-    """None: until the text ends, or the cache is full."""
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-
-    def sampler(self) -> Sampler:
-        """Raises RuntimeFileError for numbers that are not possible."""
-        return Sampler(self.temperature, self.top_k, self.top_p, self.seed)
 
 
 def pipeline(
@@ -78,8 +62,7 @@ class Pipeline:
     def __init__(self, runner: Runner, tokenizer: Tokenizer, gen_config: GenerationConfig, *, share_beginnings: bool = False) -> None:
         self.runner, self.tokenizer, self.gen_config = runner, tokenizer, gen_config
         self._share = share_beginnings
-        self._held: list[int] = []  # the tokens in the runner's cache
-        self._turn = 0
+        self._session = Session(runner, tokenizer)
         self._closed = False
 
     @overload
@@ -99,16 +82,16 @@ class Pipeline:
         config = self._config(gen_config, options)
         alone = isinstance(prompts, str) or _is_conversation(prompts) or not isinstance(prompts, Sequence)
         texts = [self.encode(prompt) for prompt in ([prompts] if alone else prompts)]
-        answers = [joined(self._answer(ids, config, config.sampler()), ids) for ids in texts]
+        answers = [joined(self._answer(ids, config), ids) for ids in texts]
         return answers[0] if alone else answers
 
     def stream(self, prompt: Prompt, gen_config: GenerationConfig | None = None, **options: Any) -> Iterator[Piece]:
-        """The answer in pieces, as they come; the last has the reason why it ended, and no token.
+        """The answer in pieces, as they come: empty ones while the prompt is read; the last has the reason why it ended, and no token.
 
         RuntimeFileError for going on with a stream after another prompt was begun.
         """
         config = self._config(gen_config, options)
-        return self._answer(self.encode(prompt), config, config.sampler())
+        return self._answer(self.encode(prompt), config)
 
     def encode(self, prompt: object) -> list[int]:
         """A prompt's tokens, at least one and no more than the cache holds. Raises TokenizerError, RuntimeFileError."""
@@ -132,9 +115,9 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees the model. The pipeline cannot be used after it."""
-        self._turn += 1
         if not self._closed:
             self._closed = True
+            self._session.reset()
             self.runner.close()
 
     def __enter__(self) -> Self:
@@ -146,28 +129,11 @@ class Pipeline:
     def _config(self, given: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
         return replace(given or self.gen_config, **options)
 
-    def _answer(self, ids: Sequence[int], config: GenerationConfig, sampler: Sampler) -> Iterator[Piece]:
+    def _answer(self, ids: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
         """Reads the prompt when the first piece is asked for."""
-        self._turn += 1
-        turn, shared = self._turn, self._begin(ids)
-        pieces = stream(self.runner, self.tokenizer, ids, max_new_tokens=config.max_new_tokens, sampler=sampler, held=shared)
-        while (piece := next(pieces, None)) is not None:
-            if piece.token_id is not None:
-                self._held.append(piece.token_id)
-            yield piece
-            if turn != self._turn:
-                raise RuntimeFileError("this stream has ended: its pipeline was closed, or asked for another answer meanwhile")
-
-    def _begin(self, ids: Sequence[int]) -> int:
-        """Make the cache ready for a prompt; how many of its tokens are in it already, at most all but the last."""
-        held = self._held[: self.runner.position]  # the last token that was made need not have been read
-        self._held = list(ids)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, ids[:-1], strict=False))) if self._share else 0
-        if shared and self.runner.can_rewind(shared):
-            self.runner.rewind(shared)
-            return shared
-        self.runner.reset()
-        return 0
+        if not self._share:
+            self._session.reset()
+        yield from self._session.stream(ids, config)
 
 
 def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:

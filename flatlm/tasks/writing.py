@@ -5,16 +5,15 @@ one at its end.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.generate import FinishReason, Generation
-from flatlm.generative.sampling import Sampler
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.tasks.runner import OpenedFile, TaskRunner
 from flatlm.tasks.table import DECODER, ENCODER_DECODER, INFILLING, load
 
-DEFAULT_NEW_TOKENS = 128
 TEXT = "{text}"
 
 
@@ -29,29 +28,31 @@ class Written:
     filled: str | None = None
 
 
-Write = Callable[[str, int, Sampler], Written]
+Write = Callable[[str, GenerationConfig], Written]
 
 
 class WritingTask(TaskRunner):
     """lm, seq2seq, title-generation, poetry: they differ in what the model was trained for, and in the prompt."""
 
-    options: ClassVar[tuple[str, ...]] = ("prompt", "max_new_tokens", "sampler")
+    options: ClassVar[tuple[str, ...]] = ("prompt", "max_new_tokens", "gen_config")
 
     def __init__(self, opened: OpenedFile) -> None:
         super().__init__(opened)
         self._runner, self._write = _WRITERS[opened.kind](opened)
 
     def predict(  # type: ignore[override]
-        self, text: str, *, prompt: str = TEXT, max_new_tokens: int = DEFAULT_NEW_TOKENS, sampler: Sampler | None = None
+        self, text: str, *, prompt: str = TEXT, max_new_tokens: int | None = None, gen_config: GenerationConfig | None = None
     ) -> Written:
-        """What the model writes about a text, greedily unless a sampler is given.
+        """What the model writes about a text, greedily unless a configuration says otherwise; `max_new_tokens` wins over its own.
 
         `prompt`: what is around the text, such as "summarize: {text}"; the model's training says which. Raises RuntimeFileError where it
         is too long for the file.
         """
         if TEXT not in prompt:
             raise RuntimeFileError(f"the prompt {prompt[:40]!r} has no {TEXT}, where the text goes")
-        return self._write(prompt.replace(TEXT, text), max_new_tokens, sampler or Sampler())
+        config = gen_config or GenerationConfig()
+        config = config if max_new_tokens is None else replace(config, max_new_tokens=max_new_tokens)
+        return self._write(prompt.replace(TEXT, text), config)
 
     def close(self) -> None:
         self._runner.close()
@@ -73,9 +74,9 @@ def _asked(opened: OpenedFile, runner_class: Any, generate: Callable[..., Genera
     """A runner that writes one text about another."""
     runner = runner_class.open(opened.file, threads=opened.threads)
 
-    def write(prompt: str, most: int, sampler: Sampler) -> Written:
+    def write(prompt: str, config: GenerationConfig) -> Written:
         ids = opened.tokenizer.encode(prompt)
-        found = generate(runner, opened.output_tokenizer, ids, max_new_tokens=most, sampler=sampler)
+        found = generate(runner, opened.output_tokenizer, ids, config)
         return Written(found.text, found.token_ids, found.prompt_token_ids, found.finish_reason)
 
     return runner, write
@@ -86,8 +87,8 @@ def _infilling(opened: OpenedFile) -> tuple[Any, Write]:
     runner = load(f"{folder}.runner:InfillingRunner").open(opened.file, threads=opened.threads)
     context, fill = load(f"{folder}.fill:Context"), load(f"{folder}.fill:fill")
 
-    def write(prompt: str, most: int, sampler: Sampler) -> Written:
-        found = fill(runner, tokenizer, context.of(tokenizer, prompt), max_new_tokens=most, sampler=sampler)
+    def write(prompt: str, config: GenerationConfig) -> Written:
+        found = fill(runner, tokenizer, context.of(tokenizer, prompt), config)
         answers = "\n".join(span.text for span in found.spans)
         return Written(answers, found.token_ids, found.prompt_token_ids, found.finish_reason, found.text)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +24,7 @@ from flatlm.utilities.tokenizer_conversion import model_for_bundle
 from flatlm.utilities.tokenizer_cpm import CpmBackend
 from flatlm.utilities.tokenizer_settings import TokenizerSettings, read_bytes, read_settings
 from flatlm.utilities.tokenizer_vocabularies import find_vocabulary
+from flatlm.utilities.vocabulary import Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "TokenizerKind", "TokenizerSettings"]
 
@@ -115,6 +117,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The largest id, plus one. A model's own vocabulary is often padded beyond it."""
         return self._backend.vocab_size()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What each token stands for, as bytes; made when it is first asked for."""
+        return self._backend.vocabulary()
 
     def probe(self) -> str:
         """A digest of the ids that a fixed text of many scripts gets: with different ones, tokenizers give other ids to the same text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from flatlm.errors import TokenizerError
 from flatlm.utilities.encoded_text import EncodedText
 from flatlm.utilities.tokenizer_conversion import model_from_bundle
 from flatlm.utilities.tokenizer_settings import AddedToken, TokenizerSettings
+from flatlm.utilities.vocabulary import TokenReader, Vocabulary
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CONVERT = (
@@ -48,6 +50,9 @@ class Backend(Protocol):
 
     def vocab_size(self) -> int:
         """The largest id, plus one."""
+
+    def vocabulary(self) -> Vocabulary:
+        """What each token stands for."""
 
     def to_bytes(self) -> bytes:
         """The vocabulary as a file of its kind, which alone gives the same ids."""
@@ -119,6 +124,18 @@ class HfBackend:
 
     def vocab_size(self) -> int:
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def vocabulary(self) -> Vocabulary:
+        decoder = self._tokenizer.decoder
+        reader = TokenReader(None if decoder is None else json.loads(decoder.__getstate__()))
+        tokens = [b""] * self.vocab_size()
+        special = set(range(len(tokens)))
+        for name, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            hidden = token_id in self._added and self._added[token_id].special
+            tokens[token_id] = name.encode() if hidden else reader.read(name)
+            if not hidden:
+                special.discard(token_id)
+        return Vocabulary(tuple(tokens), frozenset(special), reader.exact)
 
     def to_bytes(self) -> bytes:
         return str(self._tokenizer.to_str()).encode()
@@ -247,6 +264,15 @@ class SentencePieceBackend:
 
     def vocab_size(self) -> int:
         return max(self._model.get_piece_size(), *(i + 1 for i in self._special.values()), 0)
+
+    def vocabulary(self) -> Vocabulary:
+        names = {token_id: name for name, token_id in self._special.items()}
+        tokens = [names[i].encode() if i in names else b"" if self.is_hidden(i) else self._piece_bytes(i) for i in range(self.vocab_size())]
+        return Vocabulary(tuple(tokens), frozenset(i for i in range(len(tokens)) if self.is_hidden(i)))
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        piece = str(self._model.id_to_piece(token_id))
+        return bytes.fromhex(piece[3:5]) if self.is_byte(token_id) else piece.replace("▁", " ").encode()
 
     def to_bytes(self) -> bytes:
         return self._data

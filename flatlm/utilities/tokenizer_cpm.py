@@ -36,6 +36,9 @@ class CpmBackend(SentencePieceBackend):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).translate(_READ)
 
+    def _piece_bytes(self, token_id: int) -> bytes:
+        return super()._piece_bytes(token_id).decode().translate(_READ).encode()
+
     def to_bytes(self) -> bytes:
         """Raises TokenizerError: a model alone cannot say that words are cut."""
         raise TokenizerError(f"{self._source}: cuts words before it encodes them, which no bundle can say: export a .tflite file")

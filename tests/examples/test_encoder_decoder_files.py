@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.encoder_decoders.generate import generate
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.verify import VerificationReport, verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
@@ -116,7 +117,7 @@ def test_greedy_texts_are_transformers(exported: Exported) -> None:
             runner.file = _with_first(runner.file, forced)
             for seed, length in ((1, 4), (2, 17), (3, 24), (1, 4)):
                 ids = texts(reference.config.vocab_size, length, seed=seed)[0][0].tolist()
-                found = generate(runner, Ids(), ids, max_new_tokens=32)
+                found = generate(runner, Ids(), ids, GenerationConfig(max_new_tokens=32))
                 assert list(found.token_ids) == transformers_greedy(reference, ids, 32), (forced, seed)
                 assert found.prompt_token_ids == tuple(ids)
         reference.generation_config.forced_bos_token_id = None

@@ -11,6 +11,7 @@ import transformers
 
 from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.generate import generate
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import bundled_tokenizer
@@ -44,7 +45,7 @@ def test_fp32_greedy_text_is_transformers(trained, tmp_path: Path) -> None:
     ids = tokenizer.encode(PROMPT)
     expected = reference.generate(torch.tensor([ids]), max_new_tokens=60, do_sample=False)[0, len(ids) :].tolist()
     with Runner.open(exported(checkpoint, tmp_path / "model.litertlm", "none")) as runner:
-        assert list(generate(runner, tokenizer, ids, max_new_tokens=60).token_ids) == expected
+        assert list(generate(runner, tokenizer, ids, GenerationConfig(max_new_tokens=60)).token_ids) == expected
         runner.reset()
         runner.prefill(ids)
         with torch.inference_mode():
@@ -84,7 +85,7 @@ def test_the_demo_bundle_tells_its_story_in_litert_lm(recipe: str, tmp_path: Pat
     bundle = exported(greedy, tmp_path / "model.litertlm", recipe)
     tokenizer = bundled_tokenizer(bundle)
     with Runner.open(bundle) as runner:
-        ours = generate(runner, tokenizer, tokenizer.encode(PROMPT), max_new_tokens=100).text.strip()
+        ours = generate(runner, tokenizer, tokenizer.encode(PROMPT), GenerationConfig(max_new_tokens=100)).text.strip()
     theirs = run_litert_lm(litert_lm_command(), bundle, PROMPT).strip()
     if recipe == "none":
         assert theirs.startswith(ours[:300])
@@ -129,7 +130,7 @@ def test_rings_and_experts_run_in_litert_lm(kind: str, tmp_path: Path) -> None:
     tokenizer = bundled_tokenizer(bundle)
     with Runner.open(bundle) as runner:
         assert (runner.file.shortest_cache < runner.cache_length) == (kind == "window")
-        ours = generate(runner, tokenizer, tokenizer.encode(PROMPT), max_new_tokens=200).text.strip()
+        ours = generate(runner, tokenizer, tokenizer.encode(PROMPT), GenerationConfig(max_new_tokens=200)).text.strip()
     reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     theirs = tokenizer.decode(reference.generate(ids, max_new_tokens=200, do_sample=False)[0, ids.shape[1] :].tolist()).strip()

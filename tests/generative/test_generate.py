@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from flatlm.errors import RuntimeFileError
-from flatlm.generative.generate import Piece, generate, stream
-from flatlm.generative.sampling import Sampler
+from flatlm.generative.generate import Piece, generate, joined, stream
+from flatlm.generative.generation_config import GenerationConfig
 from tests.generative.toy_model import EOS, S, V
 
 
@@ -20,20 +20,29 @@ class Planned:
     def __init__(self, *tokens):
         self._tokens = iter(tokens)
 
-    def pick(self, logits):
+    def pick(self, logits, allowed=None):
         return next(self._tokens)
+
+    def accept(self, token):
+        pass
+
+
+def written(runner, letters, prompt, *tokens, **options):
+    """What is told when these tokens are picked."""
+    runner.reset()
+    return joined(stream(runner, letters, prompt, GenerationConfig(**{"max_new_tokens": None} | options), sampler=Planned(*tokens)), prompt)
 
 
 def test_greedy_text_is_the_reference_models(runner, toy, letters, random_ids):
     prompt = random_ids(9)
     expected = greedy(toy, prompt, 20)
     assert EOS not in expected
-    generation = generate(runner, letters, prompt, max_new_tokens=20)
+    generation = generate(runner, letters, prompt, GenerationConfig(max_new_tokens=20))
     assert list(generation.token_ids) == expected
     assert generation.prompt_token_ids == tuple(prompt)
     assert generation.text == letters.decode(expected)
     assert generation.finish_reason == "length"
-    assert generate(runner, letters, prompt, max_new_tokens=20) == generation  # it begins a new text each time
+    assert generate(runner, letters, prompt, GenerationConfig(max_new_tokens=20)) == generation  # it begins a new text each time
 
 
 def test_the_decoder_is_told_the_prompt(runner, letters, monkeypatch):
@@ -41,9 +50,9 @@ def test_the_decoder_is_told_the_prompt(runner, letters, monkeypatch):
     told = []
     decoder = letters.stream_decoder
     monkeypatch.setattr(letters, "stream_decoder", lambda context: told.append(tuple(context)) or decoder())
-    generate(runner, letters, [1, 2], max_new_tokens=1)
+    generate(runner, letters, [1, 2], GenerationConfig(max_new_tokens=1))
     runner.rewind(1)
-    list(stream(runner, letters, [1, 3, 4], max_new_tokens=1, held=1))
+    list(stream(runner, letters, [1, 3, 4], GenerationConfig(max_new_tokens=1), held=1))
     assert told == [(1, 2), (1, 3, 4)]
 
 
@@ -53,13 +62,15 @@ def test_what_the_runner_holds_of_a_prompt_is_not_read_again(runner, toy, letter
     for held in (5, len(prompt) - 1):
         runner.reset()
         runner.prefill(prompt[:held])
-        pieces = list(stream(runner, letters, prompt, max_new_tokens=1, held=held))
-        assert [piece.token_id for piece in pieces] == [*expected, None]
+        pieces = list(stream(runner, letters, prompt, GenerationConfig(max_new_tokens=1), held=held))
+        assert [piece.token_id for piece in pieces] == [None] * (held < len(prompt) - 1) + [*expected, None]
         assert runner.position == len(prompt)
 
 
 def test_pieces_come_one_by_one(runner, letters):
-    pieces = stream(runner, letters, [1, 2], max_new_tokens=3, sampler=Planned(10, 11, 12))
+    pieces = stream(runner, letters, [1, 2], GenerationConfig(max_new_tokens=3), sampler=Planned(10, 11, 12))
+    assert next(pieces) == Piece("", None)  # the prompt was read, but for its last token
+    assert runner.position == 1
     assert next(pieces) == Piece("", 10)
     assert runner.position == 2
     assert list(pieces) == [Piece("+", 11), Piece(",", 12), Piece("-", None, "length")]
@@ -67,50 +78,52 @@ def test_pieces_come_one_by_one(runner, letters):
 
 
 def test_the_end_is_not_part_of_the_text(runner, letters):
-    generation = generate(runner, letters, [1], sampler=Planned(10, EOS, 11))
+    generation = written(runner, letters, [1], 10, EOS, 11)
     assert (generation.token_ids, generation.text, generation.finish_reason) == ((10,), "+", "eos")
-    assert generate(runner, letters, [1], sampler=Planned(EOS)).token_ids == ()
+    assert written(runner, letters, [1], EOS).token_ids == ()
 
 
 @pytest.mark.parametrize("length", [1, S - 3, S - 1, S])
 def test_a_full_context_ends_the_text(runner, letters, random_ids, length):
-    generation = generate(runner, letters, random_ids(length), sampler=Planned(*[10] * S))
+    generation = written(runner, letters, random_ids(length), *[10] * S)
     # The token after the last slot can still be told, though not read.
     assert len(generation.token_ids) == S - length + 1
     assert generation.finish_reason == "context"
 
 
 def test_length_goes_before_context(runner, letters, random_ids):
-    assert generate(runner, letters, random_ids(S), max_new_tokens=1, sampler=Planned(10)).finish_reason == "length"
+    assert written(runner, letters, random_ids(S), 10, max_new_tokens=1).finish_reason == "length"
 
 
 def test_a_prompt_that_does_not_fit_is_not_begun(runner, letters, random_ids):
     with pytest.raises(RuntimeFileError, match=f"{S + 1} tokens do not fit"):
-        generate(runner, letters, random_ids(S + 1))
+        generate(runner, letters, random_ids(S + 1), GenerationConfig())
     assert runner.position == 0
 
 
 def test_stream_goes_on_where_the_runner_is(runner, toy, letters, random_ids):
     ids = random_ids(12)
     runner.prefill(ids[:5])
-    tokens = [piece.token_id for piece in stream(runner, letters, ids[5:], max_new_tokens=4)]
-    assert tokens == [*greedy(toy, ids, 4), None]
+    tokens = [piece.token_id for piece in stream(runner, letters, ids[5:], GenerationConfig(max_new_tokens=4))]
+    assert tokens == [None, *greedy(toy, ids, 4), None]
 
 
 def test_nothing_asked_for(runner, letters):
-    generation = generate(runner, letters, [1, 2], max_new_tokens=0)
+    generation = generate(runner, letters, [1, 2], GenerationConfig(max_new_tokens=0))
     assert (generation.token_ids, generation.text, generation.finish_reason) == ((), "", "length")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "count", "message"), [([], 1, "no tokens"), ([1], -1, "-1 new tokens"), ([V], 1, "outside its vocabulary")]
+    ("prompt", "count", "message"),
+    [([], 1, "no tokens"), ([1], -1, "max_new_tokens -1 is"), ([V], 1, "outside its vocabulary")],
 )
 def test_impossible_requests(runner, letters, prompt, count, message):
     with pytest.raises(RuntimeFileError, match=message):
-        generate(runner, letters, prompt, max_new_tokens=count)
+        generate(runner, letters, prompt, GenerationConfig(max_new_tokens=count))
 
 
 def test_seeded_sampling_repeats(runner, letters, random_ids):
     prompt = np.array(random_ids(6))  # an array does too
-    texts = [generate(runner, letters, prompt, max_new_tokens=25, sampler=Sampler(2.0, seed=seed)).text for seed in (1, 1, 2)]
+    configs = [GenerationConfig(max_new_tokens=25, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    texts = [generate(runner, letters, prompt, config).text for config in configs]
     assert texts[0] == texts[1] != texts[2]

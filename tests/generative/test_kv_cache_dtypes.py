@@ -12,6 +12,7 @@ from flatlm.convert.signatures import signature_specs
 from flatlm.errors import ExportError
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.generate import generate
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.inspect import inspect_file, read_manifest
 from flatlm.generative.runner import Runner
 from flatlm.generative.verify import CACHE_COSTS, verify, with_cache
@@ -114,6 +115,6 @@ def test_the_demo_bundle_tells_its_story_in_litert_lm(dtype: CacheDtype, tmp_pat
     export(ExportRequest(greedy, bundle, get_recipe("none"), (16, 128), 512, kv_cache_dtype=dtype))
     tokenizer = bundled_tokenizer(bundle)
     with Runner.open(bundle) as runner:
-        ours = generate(runner, tokenizer, tokenizer.encode("Once upon a time"), max_new_tokens=100).text.strip()
+        ours = generate(runner, tokenizer, tokenizer.encode("Once upon a time"), GenerationConfig(max_new_tokens=100)).text.strip()
     theirs = run_litert_lm(litert_lm_command(), bundle, "Once upon a time").strip()
     assert len(theirs) > 300 and theirs.startswith(ours[:200])

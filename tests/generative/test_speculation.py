@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
 from flatlm.generative.speculation import SpeculativeRunner, common
@@ -61,8 +62,8 @@ def test_greedy_texts_are_the_same_to_the_end_of_the_context(files, speculative:
 
 
 def test_sampled_texts_are_the_same_for_a_seed(files, speculative: SpeculativeRunner) -> None:
-    expected, _ = write(files["target"].sibling(), PROMPT, 40, Sampler(1.0, seed=7).pick)
-    found, _ = write(speculative, PROMPT, 40, Sampler(1.0, seed=7).pick)
+    expected, _ = write(files["target"].sibling(), PROMPT, 40, Sampler(GenerationConfig(temperature=1.0, seed=7)).pick)
+    found, _ = write(speculative, PROMPT, 40, Sampler(GenerationConfig(temperature=1.0, seed=7)).pick)
     assert found == expected
 
 

@@ -11,7 +11,7 @@ from flatlm import AutoLoader
 from flatlm.cli import main
 from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError, RuntimeFileError
-from flatlm.generative.sampling import Sampler
+from flatlm.generative.generation_config import GenerationConfig
 from tests.examples.cases import gpt2
 from tests.examples.references import Case, make_reference
 
@@ -53,7 +53,7 @@ def test_lm(made: tuple[object, AutoLoader, Path]) -> None:
     with loader.runner(file, threads=1) as runner:
         found = runner.predict("the cat sat", max_new_tokens=12)
         assert runner("the cat sat", max_new_tokens=12) == found
-        drawn = [runner.predict("the", max_new_tokens=5, sampler=Sampler(1.0, seed=3)).token_ids for _ in range(2)]
+        drawn = [runner.predict("the", max_new_tokens=5, gen_config=GenerationConfig(temperature=1.0, seed=3)).token_ids for _ in range(2)]
     assert found.prompt_token_ids == tuple(ids) == (3, 5, 7)
     assert list(found.token_ids) == greedy(reference, ids, 12)
     assert drawn[0] == drawn[1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.harness.reader import PrefixReader
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ def continue_text(
 
     `think_end`: the text or token after which the answer begins, where it is written.
     """
-    sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, seed)
+    sampler = Sampler(GenerationConfig(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, seed=seed))
     windows = [(stop, len(tokenizer.encode(stop, add_special_tokens=False)) + _LOOKBACK) for stop in settings.until]
     made: list[int] = []
     logits = reader.begin(prompt)

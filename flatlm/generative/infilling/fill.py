@@ -11,6 +11,7 @@ from typing import Protocol
 
 from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.generate import FinishReason
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.sampling import Sampler
 from flatlm.utilities.tokenizer_settings import AddedToken
@@ -107,26 +108,19 @@ class Infilling:
     added_mask: str | None
 
 
-def fill(
-    runner: InfillingRunner,
-    tokenizer: InfillingTokenizer,
-    context: Context,
-    *,
-    max_new_tokens: int | None = None,
-    sampler: Sampler | None = None,
-) -> Infilling:
-    """Fills the blanks in their order, greedily unless a sampler is given; `max_new_tokens` is for each of them.
+def fill(runner: InfillingRunner, tokenizer: InfillingTokenizer, context: Context, config: GenerationConfig) -> Infilling:
+    """Fills the blanks in their order; `max_new_tokens` is for each of them.
 
     `finish_reason` is the last blank's. Where the file's context is full, the blanks that are left stay empty.
     """
-    if max_new_tokens is not None and max_new_tokens < 0:
-        raise RuntimeFileError(f"{max_new_tokens} new tokens were asked for; it is 0 or more")
-    special, sampler = SpecialTokens.of(tokenizer), sampler or Sampler()
+    if asked := config.given("stop", "logprobs", "grammar", "ignore_eos"):
+        raise RuntimeFileError(f"{runner.file.path}: {', '.join(asked)} cannot be heeded by a model that fills blanks; leave that out")
+    special, sampler = SpecialTokens.of(tokenizer), Sampler(config, context.token_ids)
     runner.read_context(context.token_ids)
     blanks = []
     for place in context.masks:
         runner.begin_span(place)
-        answer, reason = _answer(runner, special, sampler, max_new_tokens)
+        answer, reason = _answer(runner, special, sampler, config.max_new_tokens)
         mask = special.masks[context.token_ids[place]]
         blanks.append(FilledBlank(mask, place, tokenizer.decode(answer), tuple(answer), reason))
     made = tuple(token for blank in blanks for token in blank.token_ids)
@@ -162,4 +156,5 @@ def _answer(runner: InfillingRunner, special: SpecialTokens, sampler: Sampler, m
         token = sampler.pick(logits)
         if token in (special.end_of_piece, special.end):
             return made, "eos"
+        sampler.accept(token)
         made.append(token)

@@ -14,6 +14,7 @@ from flatlm.cli import main
 from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.encoder_decoders.generate import generate
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
@@ -57,7 +58,8 @@ def expected(g2p: Path, words: list[str]) -> dict[str, list[int]]:
 def written(file: Path, g2p: Path, words: list[str]) -> dict[str, str]:
     tokenizer, phonemes = Tokenizer.load(g2p), Tokenizer.load(g2p / "tokenizer_phonemes.json")
     with EncoderDecoderRunner.open(file, threads=1) as runner:
-        return {word: generate(runner, phonemes, tokenizer.encode(word), max_new_tokens=NEW_TOKENS).text for word in words}
+        config = GenerationConfig(max_new_tokens=NEW_TOKENS)
+        return {word: generate(runner, phonemes, tokenizer.encode(word), config).text for word in words}
 
 
 def test_float32_writes_transformers_phonemes_word_for_word(
@@ -133,10 +135,10 @@ def test_a_text_that_is_as_long_as_it_may_be_ends_as_the_model_wants(g2p: Path, 
     model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(g2p, dtype=torch.float32).eval()
     ids = tokenizer.encode("thorough")
     with EncoderDecoderRunner.open(files["none"], threads=1) as runner:
-        short = generate(runner, tokenizer, ids, max_new_tokens=3)
+        short = generate(runner, tokenizer, ids, GenerationConfig(max_new_tokens=3))
         assert [*short.token_ids, 2] == model.generate(torch.tensor([ids]), max_new_tokens=3)[0, 1:].tolist()
         assert short.finish_reason == "length"
-        assert generate(runner, tokenizer, ids, max_new_tokens=0).token_ids == ()
+        assert generate(runner, tokenizer, ids, GenerationConfig(max_new_tokens=0)).token_ids == ()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from flatlm import cli
 from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.generate import generate
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.infilling.fill import Context, FilledBlank, SpecialTokens, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.runner import Runner
@@ -66,7 +67,7 @@ def test_blanks_get_the_references_tokens(
     assert context.token_ids[0] == tokenizer.token_id("[CLS]")
     assert (context.token_ids[-1] == special.end) != prompt.endswith("MASK]")
     expected = glm[0].fill(context.token_ids, context.masks, sop=special.start_of_piece, eop=special.end_of_piece, most=6)
-    result = fill(opened, tokenizer, context, max_new_tokens=6)
+    result = fill(opened, tokenizer, context, GenerationConfig(max_new_tokens=6))
     assert [list(span.token_ids) for span in result.spans] == expected
     assert result.token_ids == tuple(token for answer in expected for token in answer)
     assert len(result.spans) == prompt.count("MASK]") and result.prompt_token_ids == context.token_ids
@@ -83,18 +84,18 @@ def test_an_answer_ends_at_the_end_of_the_piece(
     chosen = SpecialTokens(special.begin, special.start_of_piece, answer[length], special.end, special.masks)
     monkeypatch.setattr(SpecialTokens, "of", classmethod(lambda cls, tokenizer: chosen))
     expected = glm[0].fill(context.token_ids, context.masks, sop=special.start_of_piece, eop=answer[length], most=12)
-    result = fill(opened, tokenizer, context, max_new_tokens=12)
+    result = fill(opened, tokenizer, context, GenerationConfig(max_new_tokens=12))
     assert [list(span.token_ids) for span in result.spans] == expected
     assert (expected[0], result.spans[0].finish_reason) == (answer[:length], "eos")
 
 
 def test_the_text_is_the_prompt_with_its_blanks_filled(opened: InfillingRunner, tokenizer: Tokenizer) -> None:
-    result = fill(opened, tokenizer, Context.of(tokenizer, "今天[MASK]很好[MASK]。"), max_new_tokens=3)
+    result = fill(opened, tokenizer, Context.of(tokenizer, "今天[MASK]很好[MASK]。"), GenerationConfig(max_new_tokens=3))
     first, second = result.spans
     assert isinstance(first, FilledBlank)
     assert (first.mask, first.position) == ("[MASK]", result.prompt_token_ids.index(first_mask(tokenizer)))
     assert result.text == f"今天{first.text}很好{second.text}。"
-    spaced = fill(opened, tokenizer, Context.of(tokenizer, "A  [MASK] Girl"), max_new_tokens=3)
+    spaced = fill(opened, tokenizer, Context.of(tokenizer, "A  [MASK] Girl"), GenerationConfig(max_new_tokens=3))
     assert spaced.text == f"A  {spaced.spans[0].text.strip()} Girl"
 
 
@@ -107,22 +108,22 @@ def first_mask(tokenizer: Tokenizer) -> int:
 def test_a_prompt_without_a_mask_gets_one(opened: InfillingRunner, tokenizer: Tokenizer) -> None:
     context = Context.of(tokenizer, "北京是")
     assert context.added == "[gMASK]" and context.token_ids == Context.of(tokenizer, "北京是 [gMASK]").token_ids
-    assert fill(opened, tokenizer, context, max_new_tokens=2).added_mask == "[gMASK]"
+    assert fill(opened, tokenizer, context, GenerationConfig(max_new_tokens=2)).added_mask == "[gMASK]"
 
 
 def test_a_full_context_ends_the_answer(opened: InfillingRunner, tokenizer: Tokenizer) -> None:
     context = Context.of(tokenizer, "北京[MASK]首都[MASK]")
     special = SpecialTokens.of(tokenizer)
-    result = fill(opened, tokenizer, context)
+    result = fill(opened, tokenizer, context, GenerationConfig(max_new_tokens=None))
     assert result.spans[-1].finish_reason == "context" or special.end_of_piece not in result.token_ids
     assert len(result.token_ids) <= opened.cache_length - len(context.token_ids)
     with pytest.raises(RuntimeFileError, match="it is 0 or more"):
-        fill(opened, tokenizer, context, max_new_tokens=-1)
+        fill(opened, tokenizer, context, GenerationConfig(max_new_tokens=-1))
 
 
 def test_it_is_not_written_on(glm: tuple[GLMReference, Path], tokenizer: Tokenizer) -> None:
     with Runner.open(glm[1] / "glm.tflite") as runner, pytest.raises(RuntimeFileError, match="fills blanks in a text"):
-        generate(runner, tokenizer, tokenizer.encode("北京"))
+        generate(runner, tokenizer, tokenizer.encode("北京"), GenerationConfig())
 
 
 def test_a_tokenizer_without_its_tokens_is_refused(tmp_path: Path, glm: tuple[GLMReference, Path]) -> None:
@@ -145,7 +146,7 @@ def test_the_command(
     arguments = ["generate", str(glm[1] / "glm.tflite"), "--tokenizer", str(glm[1]), "--max-new-tokens", "4"]
     assert cli.main([*arguments, "--prompt", PROMPTS[1], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    expected = fill(opened, tokenizer, Context.of(tokenizer, PROMPTS[1]), max_new_tokens=4)
+    expected = fill(opened, tokenizer, Context.of(tokenizer, PROMPTS[1]), GenerationConfig(max_new_tokens=4))
     assert (said["text"], said["token_ids"]) == (expected.text, list(expected.token_ids))
     assert [span["token_ids"] for span in said["spans"]] == [list(span.token_ids) for span in expected.spans]
     assert cli.main([*arguments, "--prompt", "北京"]) == 0

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from flatlm.convert.worker import CompilerHere
+from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.infilling.fill import Context, SpecialTokens, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.prove import prover
@@ -69,11 +70,11 @@ def test_a_trained_model_fills_its_blanks(tmp_path: Path) -> None:
     request = ExportRequest(tmp_path, tmp_path / "glm.tflite", get_recipe("dynamic_int8"), (16,), 48)
     report = export(request, prove=prover(request), compiler=CompilerHere())
     assert report.verification is not None and report.verification["passed"]
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer, config = Tokenizer.load(tmp_path), GenerationConfig(max_new_tokens=8)
     with InfillingRunner.open(tmp_path / "glm.tflite") as runner:
         for pair in CAPITALS.items():
             for asked, _ in blanks(pair)[:2]:
-                assert fill(runner, tokenizer, Context.of(tokenizer, sentence(*asked)), max_new_tokens=8).text == sentence(*pair)
-        both = fill(runner, tokenizer, Context.of(tokenizer, sentence("[MASK]", "[MASK]")), max_new_tokens=8)
+                assert fill(runner, tokenizer, Context.of(tokenizer, sentence(*asked)), config).text == sentence(*pair)
+        both = fill(runner, tokenizer, Context.of(tokenizer, sentence("[MASK]", "[MASK]")), config)
         assert [span.finish_reason for span in both.spans] == ["eos", "eos"]
         assert CAPITALS[both.spans[0].text] == both.spans[1].text  # the second blank goes with the first

@@ -16,6 +16,8 @@ from tools import train_demo_model as demo
 
 VOCABULARY = 2048
 SIZE = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6}
+DRAFT = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+"""A much smaller one of the same tokens, to write ahead for it."""
 DOCUMENT = 1500
 """Characters of a document, about: the text is cut at the next empty line."""
 
@@ -43,12 +45,13 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--draft", action="store_true", help="a model of a fortieth of the size")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     transformers_logging.set_verbosity_error()
     plan = demo.Plan(steps=arguments.steps, batch=8, row=256, peak_rate=2e-3, warmup=100)
-    config = {**demo.LLAMA, **SIZE, "vocab_size": VOCABULARY, "tie_word_embeddings": False}
+    config = {**demo.LLAMA, **(DRAFT if arguments.draft else SIZE), "vocab_size": VOCABULARY, "tie_word_embeddings": False}
     texts = documents(arguments.text.read_text("utf-8"))
     kept = len(texts) * 9 // 10
     tokenizer = demo.train_tokenizer(texts[:kept], VOCABULARY)

@@ -20,6 +20,7 @@ VERBS = {
     "verify": "run an exported file against the checkpoint's reference",
     "generate": "text from an exported file",
     "predict": "a task on texts: masked words, embeddings, labels, names, titles",
+    "serve": "an OpenAI-compatible server over exported files",
     "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",
     "benchmark": "speed and memory of an exported file",
     "compare": "speeds of several files that take turns, with how sure their ratios are",

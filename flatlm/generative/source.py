@@ -8,7 +8,6 @@ from flatlm.generative.engine_config import RUNNING, EngineConfig
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
-from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -67,6 +66,7 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
             f"{path}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint (a directory with config.json, or a .gguf file)"
         )
     from flatlm.generative.export_cache import cached_export
+    from flatlm.utilities.checkpoints.open import open_checkpoint
     from flatlm.utilities.exporter import ExportRequest, plan_export
 
     recipe = find_recipe(config.recipe) if isinstance(config.recipe, str) else config.recipe

@@ -1,0 +1,117 @@
+"""Calls of tools: what an answer must look like to be one, and how it is found in a text."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from flatlm.generative.generation_config import Grammar
+from flatlm.serving.errors import BadRequest
+from flatlm.serving.schemas.chat import ChatRequest, NamedToolChoice, Tool
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+def offered(request: ChatRequest) -> list[Tool]:
+    """The tools that the model may call. BadRequest for a choice among tools that are not there."""
+    tools, choice = request.tools or [], request.tool_choice
+    if choice not in (None, "none", "auto") and not tools:
+        raise BadRequest("tool_choice asks for a call of a tool, and there are no tools", param="tool_choice")
+    if choice == "none":
+        return []
+    if isinstance(choice, NamedToolChoice):
+        name = choice.function.name
+        tools = [tool for tool in tools if tool.function.name == name]
+        if not tools:
+            raise BadRequest(f"tool_choice names {name[:100]!r}, which is not among the tools", param="tool_choice")
+    return tools
+
+
+def is_required(request: ChatRequest) -> bool:
+    """Must the answer be a call?"""
+    return request.tool_choice == "required" or isinstance(request.tool_choice, NamedToolChoice)
+
+
+def call_grammar(tools: Sequence[Tool]) -> Grammar:
+    """A call of one of the tools, and nothing else: {"name": ..., "arguments": {...}}."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.function.name}, "arguments": tool.function.parameters or {"type": "object"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return Grammar("json_schema", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}))
+
+
+def parse_call(text: str, names: Sequence[str]) -> dict[str, Any] | None:
+    """A call in OpenAI's form, from {"name": ..., "arguments": {...}}; None where the text is none of a tool that is there."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("name") not in names:
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments)
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": value["name"], "arguments": arguments}}
+
+
+class ToolCallParser:
+    """Splits an answer, as it comes, into its text and its calls."""
+
+    def __init__(self, tools: Sequence[Tool], *, required: bool) -> None:
+        """`required`: the whole answer is one call, without marks around it."""
+        self.calls: list[dict[str, Any]] = []
+        self._names = [tool.function.name for tool in tools]
+        self._required = required
+        self._kept = ""
+        self._inside = False
+
+    def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """What is certain now: more of the text, and new calls."""
+        if not self._names:
+            return text, []
+        self._kept += text
+        if self._required:
+            return "", []
+        said, calls = "", []
+        while True:
+            mark = CLOSE if self._inside else OPEN
+            before, found, after = self._kept.partition(mark)
+            if not found:
+                break
+            self._kept = after
+            if not self._inside:
+                said += before
+            elif (call := parse_call(before, self._names)) is not None:
+                calls.append(call)
+            else:
+                said += f"{OPEN}{before}{CLOSE}"
+            self._inside = not self._inside
+        if not self._inside:
+            safe = len(self._kept) - _begun(self._kept, OPEN)
+            said, self._kept = said + self._kept[:safe], self._kept[safe:]
+        if self.calls or calls:
+            said = said if said.strip() else ""  # line breaks between calls
+        self.calls += calls
+        return said, calls
+
+    def finish(self) -> tuple[str, list[dict[str, Any]]]:
+        """What was kept back: a call without its end is one where it is whole."""
+        kept, self._kept = self._kept, ""
+        if not (self._inside or self._required):
+            return kept, []
+        call = parse_call(kept, self._names)
+        if call is None:
+            return (OPEN if self._inside else "") + kept, []
+        self.calls.append(call)
+        return "", [call]
+
+
+def _begun(text: str, mark: str) -> int:
+    """How many of the text's last characters may be the beginning of the mark."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)

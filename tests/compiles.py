@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from inspect import isfunction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -32,7 +33,7 @@ from flatlm.convert.graphs import DecoderGraph, Graph
 from flatlm.convert.worker import CompilerProcess
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("__init__", "submit", "result", "__enter__", "__exit__")
+METHODS = [name for name, value in vars(CompilerProcess).items() if isfunction(value)]
 FreshProcess: Any = type("FreshProcess", (), {name: vars(CompilerProcess)[name] for name in METHODS})
 """A process for one job: `CompilerProcess` as it is in the package."""
 DATA = (DecoderGraph, EncoderDecoderGraph, EncoderGraph, FlowGraph)
@@ -74,14 +75,16 @@ class Compiles:
                         return model
                 model = self._compile(graph, sources)
                 if model is not None and sources_digest() == sources:
-                    kept.write_bytes(pickle.dumps((graph, model)))
+                    kept.with_suffix(".part").write_bytes(pickle.dumps((graph, model)))
+                    kept.with_suffix(".part").rename(kept)
                 return model
 
     def file(self, path: Path, make: Callable[[Path], object], *key: object) -> Path:
         """A copy of the file that `make` writes to where it is told, which follows from `key` and the package."""
         with self._kept(sources_digest(), *key) as kept:
             if not kept.exists():
-                make(kept)
+                make(kept.with_suffix(".part"))
+                kept.with_suffix(".part").rename(kept)
             shutil.copyfile(kept, path)
         return path
 
@@ -91,11 +94,7 @@ class Compiles:
         kept = self._folder / hashlib.sha256(repr((versions(), *key)).encode()).hexdigest()
         with kept.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield kept
-            except BaseException:
-                kept.unlink(missing_ok=True)  # it may be there in part
-                raise
+            yield kept
 
     def _compile(self, graph: Graph, sources: str) -> bytes | None:
         if self._server is not None and self._server.sources != sources:
@@ -198,9 +197,11 @@ class SharedCompiler:
 def sharing(compiles: Compiles) -> Iterator[None]:
     """Every `CompilerProcess` that is made in this process meanwhile is a `SharedCompiler`."""
     SharedCompiler.compiles = compiles
-    with _methods_of(SharedCompiler):
-        yield
-    compiles.close()
+    try:
+        with _methods_of(SharedCompiler):
+            yield
+    finally:
+        compiles.close()
 
 
 def fresh() -> Any:

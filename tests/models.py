@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flatlm.convert.decoder import stamp_decoder
+from flatlm.convert.graphs import DecoderGraph
 from flatlm.convert.in_memory import InMemory
 from flatlm.convert.link import link_and_write
 from flatlm.convert.signatures import SignatureSpec
 from flatlm.convert.weights import WeightLayout
+from flatlm.convert.worker import Compiler, CompilerProcess
 from flatlm.layers.config import (
     Activation,
     AttentionConfig,
@@ -69,12 +70,15 @@ def random_decoder(
     return model.eval().requires_grad_(False)
 
 
-def export_fast(model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none") -> Path:
+def export_fast(
+    model: Decoder, specs: list[SignatureSpec], path: Path, recipe: str | Recipe = "none", compiler: Compiler | None = None
+) -> Path:
     """Compile, stamp and link an eager model's configuration, with the eager model's weights."""
     sources = {name: InMemory(parameter.data) for name, parameter in model.named_parameters()}
     layout = WeightLayout(sources, get_recipe(recipe) if isinstance(recipe, str) else recipe)
-    with path.open("w+b") as file:
-        link_and_write(stamp_decoder(model.config, model.geometry, specs), layout, file.fileno())
+    with path.open("w+b") as file, compiler or CompilerProcess() as compiler:
+        compiler.submit(DecoderGraph(model.config, model.geometry, tuple(specs)))
+        link_and_write(compiler.result(), layout, file.fileno())
     return path
 
 

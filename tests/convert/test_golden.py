@@ -9,16 +9,23 @@ from pathlib import Path
 import pytest
 
 from flatlm.convert.signatures import signature_specs
+from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.inspect import inspect_file
 from tests.models import export_fast, random_decoder, tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="module")
+def compiler() -> CachingCompiler:
+    return CachingCompiler(CompilerHere)
+
+
 @pytest.mark.parametrize("recipe", ["none", "fp16", "dynamic_int8", "weight_only_int8", "dynamic_int4_block32", "dynamic_int4_channel"])
-def test_signatures_operators_and_weights(recipe: str, tmp_path: Path) -> None:
+def test_signatures_operators_and_weights(recipe: str, compiler: CachingCompiler, tmp_path: Path) -> None:
     specs = signature_specs((8,), prefill_logits=False)
-    path = export_fast(random_decoder(tiny_config(layers=3, bias=True, tied=recipe == "fp16")), specs, tmp_path / "a.tflite", recipe)
+    model = random_decoder(tiny_config(layers=3, bias=True, tied=recipe == "fp16"))
+    path = export_fast(model, specs, tmp_path / "a.tflite", recipe, compiler)
     found, lines = inspect_file(path), []
     for signature in found.signatures:
         lines += [signature.name, *(f"  in  {name} {spec}" for name, spec in signature.inputs.items())]

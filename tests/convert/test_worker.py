@@ -20,7 +20,7 @@ def job(prefill: int = 4, *, layers: int = 1, slots: int = 16, logits: bool = Fa
 
 
 @pytest.mark.slow
-def test_a_process_and_this_one_make_the_same_graph() -> None:
+def test_a_process_and_this_one_make_the_same_graph(fresh_compilers: None) -> None:
     with CompilerProcess() as process, CompilerHere() as here:
         process.submit(job())
         here.submit(job())

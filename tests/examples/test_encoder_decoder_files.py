@@ -11,7 +11,6 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
-from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.encoder_decoders.generate import generate
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
 from flatlm.generative.generation_config import GenerationConfig
@@ -49,12 +48,11 @@ class Exported:
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
         self.reference = make(case, folder / "checkpoint")
-        self._compiler = CachingCompiler(CompilerHere)
 
     def file(self, recipe: str, checkpoint: str = "checkpoint") -> Path:
         path = self.folder / f"{checkpoint}_{recipe}.tflite"
         if not path.exists():
-            export(ExportRequest(self.folder / checkpoint, path, get_recipe(recipe), ENCODER_LENGTHS, CONTEXT), compiler=self._compiler)
+            export(ExportRequest(self.folder / checkpoint, path, get_recipe(recipe), ENCODER_LENGTHS, CONTEXT))
         return path
 
     def report(self, recipe: str, checkpoint: str = "checkpoint") -> VerificationReport:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.encoders.runner import EncoderRunner
 from flatlm.generative.verify import verify
 from flatlm.layers.encoder import Encoder
@@ -93,12 +92,12 @@ def exported_error(reference: Any, file: Path) -> float:
 @pytest.mark.parametrize("case", EXPORTED)
 def test_exported_files_are_transformers(case: Case, tmp_path: Path) -> None:
     """In float32 to 1e-4 whatever the padding; in int8 within the recipe's bound."""
-    compiler, checkpoint = CachingCompiler(CompilerHere), tmp_path / "checkpoint"
+    checkpoint = tmp_path / "checkpoint"
     reference = make_reference(case, checkpoint)
     reports = {}
     for recipe in ("none", "dynamic_int8"):
         file = tmp_path / f"{recipe}.tflite"
-        export(ExportRequest(checkpoint, file, get_recipe(recipe), (8, LENGTH)), compiler=compiler)
+        export(ExportRequest(checkpoint, file, get_recipe(recipe), (8, LENGTH)))
         reports[recipe] = verify(file, checkpoint, tokens=200, against="transformers")
     assert exported_error(reference, tmp_path / "none.tflite") <= 1e-4
     assert reports["none"].passed, reports["none"]

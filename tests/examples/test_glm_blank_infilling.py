@@ -10,7 +10,7 @@ import torch
 from flatlm.convert.decoder import WholeDecoder
 from flatlm.convert.generic import Signatures as GenericSignatures
 from flatlm.convert.signatures import SignatureSpec
-from flatlm.convert.worker import CachingCompiler, CompilerHere
+from flatlm.convert.worker import CachingCompiler
 from flatlm.errors import CheckpointError, ConfigError, ExportError, RuntimeFileError
 from flatlm.generative.infilling.reference import InfillingReference
 from flatlm.generative.infilling.runner import InfillingRunner
@@ -113,7 +113,7 @@ def test_without_places_a_text_is_read_from_left_to_right(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def compiler() -> CachingCompiler:
-    return CachingCompiler(CompilerHere)
+    return CachingCompiler()
 
 
 def exported(directory: Path, recipe: str, compiler: CachingCompiler) -> Path:

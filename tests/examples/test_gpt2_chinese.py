@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from flatlm import cli
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.config_reader import ConfigReader
@@ -74,7 +73,7 @@ def test_it_writes_chinese_as_the_reference_does(tmp_path: Path, capsys: pytest.
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=stream, minloglevel=2, **options)
     (tmp_path / "chinese_vocab.model").write_bytes(stream.getvalue())
     (tmp_path / "vocab.json").write_text("{}")  # a list of the pieces, which is not read
-    export(ExportRequest(tmp_path, tmp_path / "cpm.tflite", get_recipe("none"), (8,), 48), compiler=CompilerHere())
+    export(ExportRequest(tmp_path, tmp_path / "cpm.tflite", get_recipe("none"), (8,), 48))
     arguments = ["generate", str(tmp_path / "cpm.tflite"), "--tokenizer", str(tmp_path), "--prompt", "今天天气", "--max-new-tokens", "12"]
     assert cli.main([*arguments, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.verify import VerificationReport, verify
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder
@@ -52,12 +51,11 @@ def test_eager_logits_are_transformers(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", EXPORTED, ids=str)
 def test_exported_files_are_transformers(case: Case, tmp_path: Path) -> None:
     """In float32 to 1e-4, with the same 32 greedy tokens; in int8 within the recipe's bound."""
-    compiler = CachingCompiler(CompilerHere)
 
     def report(recipe: str) -> VerificationReport:
         checkpoint, output = tmp_path / f"checkpoint_{recipe}", tmp_path / f"{recipe}.tflite"
         make_reference(case, checkpoint, decided=recipe != "none")
-        export(ExportRequest(checkpoint, output, get_recipe(recipe), (8,), 48), compiler=compiler)
+        export(ExportRequest(checkpoint, output, get_recipe(recipe), (8,), 48))
         return verify(output, checkpoint, tokens=160, against="transformers")
 
     exact, rounded = report("none"), report("dynamic_int8")

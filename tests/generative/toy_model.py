@@ -1,12 +1,15 @@
 """A toy language model, made in seconds: exported by litert-torch with FlatLM's conventions, and computed in torch without a cache."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from tests.compiles import SharedCompiler
 
 V, D, K, H, S, LAYERS = 41, 16, 2, 8, 48, 2
 """Vocabulary, width, heads, width of a head, cache slots, layers."""
@@ -83,6 +86,13 @@ def lower_write() -> None:
 
 
 def export_toy(path: Path, toy: Toy, prefill: Sequence[int], *, decode: bool = True) -> Path:
+    """The same toy is converted once, for all workers."""
+    weights = [value.numpy().tobytes() for value in toy.state_dict().values()]
+    key = (tuple(prefill), decode, toy.prefill_logits, weights)
+    return SharedCompiler.compiles.file(path, partial(_convert_toy, toy, prefill, decode), *key)
+
+
+def _convert_toy(toy: Toy, prefill: Sequence[int], decode: bool, path: Path) -> None:
     import litert_torch
 
     lower_write()
@@ -95,7 +105,6 @@ def export_toy(path: Path, toy: Toy, prefill: Sequence[int], *, decode: bool = T
         name = f"prefill_{length}" if length > 1 else "decode"
         converter = converter.signature(name, toy, sample_kwargs={"tokens": tokens, "input_pos": positions, **caches})
     converter.convert().export(str(path))
-    return path
 
 
 class Letters:

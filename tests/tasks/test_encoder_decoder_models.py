@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from flatlm import AutoLoader
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError
 from flatlm.tasks.base_model import BaseModel
 from flatlm.tasks.models import T5Model
@@ -79,7 +78,7 @@ def test_seq2seq_writes_what_transformers_does(tmp_path: Path) -> None:
     reference = make_reference(next(case for case in CASES if case.family == "t5"), tmp_path / "T5-base-ch", decided=True)
     save_tokenizer(tmp_path / "T5-base-ch")
     loader = AutoLoader("seq2seq", "T5-base-ch", tmp_path)
-    options = {"prefill_lengths": (16,), "kv_cache_len": 24, "compiler": CompilerHere()}
+    options = {"prefill_lengths": (16,), "kv_cache_len": 24}
     loader.export(tmp_path / "t5.tflite", recipe="none", verify=False, **options)
     with loader.runner(tmp_path / "t5.tflite", threads=1) as runner:
         found = runner.predict("the cat sat", prompt="title of {text} .", max_new_tokens=10)

@@ -11,7 +11,6 @@ import torch
 
 from flatlm import AutoLoader
 from flatlm.cli import main
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError, RuntimeFileError
 from flatlm.tasks.crf import Crf
 from flatlm.tasks.runner import TaskRunner, open_task
@@ -35,7 +34,7 @@ class Made:
         self.crf = add_crf(folder / task) if crf else {}
         self.loader = AutoLoader(task, model_name=task, model_dir=folder)
         self.file = folder / f"{task}.tflite"
-        self.report = self.loader.export(self.file, recipe="none", prefill_lengths=(24,), compiler=CompilerHere())
+        self.report = self.loader.export(self.file, recipe="none", prefill_lengths=(24,))
         self.runner: TaskRunner = self.loader.runner(self.file, threads=1)
 
     @torch.inference_mode()

@@ -8,7 +8,6 @@ import sentencepiece
 import torch
 
 from flatlm import AutoLoader
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError
 from flatlm.generative.infilling.fill import Context, SpecialTokens
 from flatlm.tasks.base_model import BaseModel
@@ -78,7 +77,7 @@ def test_title_generation_fills_a_blank_at_the_end(glm: tuple[GLMReference, Path
     reference, directory = glm
     loader = AutoLoader("title-generation", model_name="GLM-large-ch", model_dir=directory.parent)
     file = directory.parent / "glm.tflite"
-    loader.export(file, recipe="none", prefill_lengths=(24,), kv_cache_len=48, compiler=CompilerHere())
+    loader.export(file, recipe="none", prefill_lengths=(24,), kv_cache_len=48)
     tokenizer = loader.get_tokenizer()
     with loader.runner(file, threads=1) as runner:
         titled = runner.predict("今天天气很好", max_new_tokens=6)

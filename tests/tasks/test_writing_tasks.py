@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flatlm import AutoLoader
 from flatlm.cli import main
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ConfigError, RuntimeFileError
 from flatlm.generative.generation_config import GenerationConfig
 from tests.examples.cases import gpt2
@@ -37,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, AutoLoader, 
     reference = flagai_form(gpt2.CASES[0], folder / "GPT2-base-ch")
     loader = AutoLoader("lm", model_name="GPT2-base-ch", model_dir=str(folder), device="cpu", class_num=2)
     file = folder / "gpt2.litertlm"
-    report = loader.export(file, recipe="none", prefill_lengths=(8,), kv_cache_len=48, compiler=CompilerHere())
+    report = loader.export(file, recipe="none", prefill_lengths=(8,), kv_cache_len=48)
     assert report.verification is not None and report.verification["passed"]
     return reference, loader, file
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flatlm.cli import main
-from flatlm.convert.worker import CachingCompiler, CompilerHere, CompilerProcess
+from flatlm.convert.worker import CachingCompiler, CompilerProcess
 from flatlm.generative.evaluation.evaluate import EvaluationRequest, evaluate
 from flatlm.generative.verify import verify
 from flatlm.quantize import calibrate as eager
@@ -36,7 +36,7 @@ BLOCKS, CHANNELS = get_recipe("dynamic_int4_block32"), get_recipe("dynamic_int4_
 
 @pytest.fixture(scope="module")
 def compiler() -> CachingCompiler:
-    return CachingCompiler(CompilerHere)
+    return CachingCompiler()
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_weights_written_while_compiling_are_the_same(recipe: str, checkpoint: P
     assert (tmp_path / "again.tflite").stat().st_size == (tmp_path / "behind.tflite").stat().st_size
 
 
-def test_the_manifest_lies_beside_the_file_and_in_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_manifest_lies_beside_the_file_and_in_it(checkpoint: Path, tmp_path: Path, fresh_compilers: None) -> None:
     output = tmp_path / "model.tflite"
     export(ExportRequest(checkpoint, output, get_recipe("none"), (4,), 16), prove=lambda path: {"max_abs_error": 0.5})
     beside = json.loads(result_path(output, "manifest").read_text())
@@ -53,7 +53,7 @@ def test_the_manifest_lies_beside_the_file_and_in_it(checkpoint: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.tflite", "model.tflite.manifest.json"]
 
 
-def test_a_failing_compiler_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_failing_compiler_leaves_nothing(checkpoint: Path, tmp_path: Path, fresh_compilers: None, monkeypatch) -> None:
     monkeypatch.setattr(exporter.CompilerProcess, "submit", lambda self, *job: self._process.kill())
     with pytest.raises(RuntimeError, match="converter's process ended"):
         export(ExportRequest(checkpoint, tmp_path / "model.tflite", get_recipe("none"), (4,), 16))

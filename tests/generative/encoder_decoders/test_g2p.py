@@ -11,7 +11,6 @@ import torch
 import transformers
 
 from flatlm.cli import main
-from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.generative.encoder_decoders.generate import generate
 from flatlm.generative.encoder_decoders.runner import EncoderDecoderRunner
 from flatlm.generative.generation_config import GenerationConfig
@@ -32,10 +31,10 @@ def g2p(shared: Path) -> Path:
 @pytest.fixture(scope="module")
 def files(g2p: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By recipe; one compilation."""
-    folder, compiler = tmp_path_factory.mktemp("g2p"), CachingCompiler(CompilerHere)
+    folder = tmp_path_factory.mktemp("g2p")
     paths = {recipe: folder / f"{recipe}.tflite" for recipe in ("none", "dynamic_int8")}
     for recipe, path in paths.items():
-        export(ExportRequest(g2p, path, get_recipe(recipe), (16, 64)), compiler=compiler)
+        export(ExportRequest(g2p, path, get_recipe(recipe), (16, 64)))
     return paths
 
 
@@ -93,7 +92,7 @@ def test_both_files_prove_themselves(g2p: Path, files: dict[str, Path]) -> None:
 def test_smaller_caches_cost_no_word(dtype: str, g2p: Path, words: list[str], expected: dict[str, list[int]], tmp_path: Path) -> None:
     """The caches of what is written; what was read is kept in float32."""
     file = tmp_path / "small.tflite"
-    export(ExportRequest(g2p, file, get_recipe("none"), kv_cache_dtype=dtype), compiler=CompilerHere())
+    export(ExportRequest(g2p, file, get_recipe("none"), kv_cache_dtype=dtype))
     assert verify(file, g2p, tokens=100).passed
     phonemes, got = Tokenizer.load(g2p / "tokenizer_phonemes.json"), written(file, g2p, words)
     assert sum(got[word] == phonemes.decode(ids) for word, ids in expected.items()) >= 0.98 * WORDS

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from flatlm.convert.worker import CachingCompiler, CompilerHere
 from flatlm.errors import CheckpointError, ConfigError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoders.encoder_file import read_encoder_file
 from flatlm.generative.encoders.runner import EncoderRunner
@@ -40,7 +39,7 @@ NOISE = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A case's file, in a folder beside `checkpoint`; made once for each recipe and task."""
-    compiler, folder = CachingCompiler(CompilerHere), tmp_path_factory.mktemp("exported")
+    folder = tmp_path_factory.mktemp("exported")
 
     @cache
     def made(case: str, recipe: str = "none", task: str | None = None) -> Path:
@@ -48,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         if not checkpoint.exists():
             make_reference(CASES[case], checkpoint)
         file = folder / case / f"{recipe}_{task}.tflite"
-        export(ExportRequest(checkpoint, file, get_recipe(recipe), (8, 20), reading=Reading(task=task)), compiler=compiler)
+        export(ExportRequest(checkpoint, file, get_recipe(recipe), (8, 20), reading=Reading(task=task)))
         return file
 
     return made

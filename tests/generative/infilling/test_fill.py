@@ -9,7 +9,6 @@ import pytest
 import sentencepiece
 
 from flatlm import cli
-from flatlm.convert.worker import CompilerHere
 from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.generate import generate
 from flatlm.generative.generation_config import GenerationConfig
@@ -39,7 +38,7 @@ def glm(tmp_path_factory: pytest.TempPathFactory) -> tuple[GLMReference, Path]:
     reference = GLMReference(BASE).eval()
     randomise(reference, seed=4, spread=0.2)
     save_reference(reference, directory)
-    export(ExportRequest(directory, directory / "glm.tflite", get_recipe("none"), (8, 24), 48), compiler=CompilerHere())
+    export(ExportRequest(directory, directory / "glm.tflite", get_recipe("none"), (8, 24), 48))
     return reference, directory
 
 

@@ -8,7 +8,6 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 
-from flatlm.convert.worker import CompilerHere
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.infilling.fill import Context, SpecialTokens, fill
 from flatlm.generative.infilling.runner import InfillingRunner
@@ -68,7 +67,7 @@ def blanks(pair: tuple[str, str]) -> list[tuple[tuple[str, str], list[str]]]:
 def test_a_trained_model_fills_its_blanks(tmp_path: Path) -> None:
     trained(tmp_path)
     request = ExportRequest(tmp_path, tmp_path / "glm.tflite", get_recipe("dynamic_int8"), (16,), 48)
-    report = export(request, prove=prover(request), compiler=CompilerHere())
+    report = export(request, prove=prover(request))
     assert report.verification is not None and report.verification["passed"]
     tokenizer, config = Tokenizer.load(tmp_path), GenerationConfig(max_new_tokens=8)
     with InfillingRunner.open(tmp_path / "glm.tflite") as runner:

@@ -8,7 +8,6 @@ from flatlm.generative.engine_config import RUNNING, EngineConfig
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
-from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -67,6 +66,7 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
             f"{path}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint (a directory with config.json, or a .gguf file)"
         )
     from flatlm.generative.export_cache import cached_export
+    from flatlm.utilities.checkpoints.open import open_checkpoint
     from flatlm.utilities.exporter import ExportRequest, plan_export
 
     recipe = find_recipe(config.recipe) if isinstance(config.recipe, str) else config.recipe
@@ -76,9 +76,10 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
         path,
         recipe,
         None if config.prefill_lengths is None else tuple(config.prefill_lengths),
-        config.kv_cache_len,
+        tuple(config.kv_cache_len) if isinstance(config.kv_cache_len, list) else config.kv_cache_len,
         reading=Reading(config.family, tuple(config.ignored_config_keys), custom=custom, module_map=modules),
         kv_cache_dtype=config.kv_cache_dtype,
+        verify_length=config.verify_length,
     )
     with open_checkpoint(path) as checkpoint:
         kind = plan_export(checkpoint, request).shape.facts.get("kind")

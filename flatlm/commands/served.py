@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatlm.commands import base
+from flatlm.commands.export import one_or_more
 from flatlm.errors import ExportError, RuntimeFileError
 from flatlm.generative.engine_config import EngineConfig
 from flatlm.generative.runner import Runner
@@ -62,8 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     parser.add_argument("--draft", type=Path, metavar="FILE", help="an exported smaller model of the same tokens, which guesses ahead")
     export = parser.add_argument_group("of a checkpoint's export")
     export.add_argument("--recipe", metavar="NAME", help="how weights are stored (dynamic_int8)")
-    export.add_argument("--kv-cache-len", type=int, metavar="N", help="the most tokens of a prompt and its answer together")
-    export.add_argument("--prefill", type=base.comma_separated_lengths, metavar="N,N", help="lengths of the prefill signatures")
+    lengths = base.comma_separated_lengths
+    export.add_argument("--kv-cache-len", type=lengths, metavar="S,...", help="the most tokens of a prompt and its answer together")
+    export.add_argument("--prefill", type=lengths, metavar="T,...", help="lengths of the prefill signatures")
     base.add_reading_arguments(export, task=False)
 
 
@@ -107,7 +109,7 @@ def _engine_config(args: argparse.Namespace, source: Path) -> EngineConfig:
         return EngineConfig(threads=args.threads)
     return EngineConfig(
         recipe=args.recipe or "dynamic_int8",
-        kv_cache_len=args.kv_cache_len,
+        kv_cache_len=one_or_more(args.kv_cache_len),
         prefill_lengths=args.prefill,
         custom_module_map=args.module_map,
         custom=args.custom,

@@ -21,8 +21,8 @@ class EngineConfig:
 
     recipe: str | Recipe = "dynamic_int8"
     """A recipe, the name of a built-in one, or a path that ends in .json."""
-    kv_cache_len: int | None = None
-    """The most tokens of a prompt and its answer together."""
+    kv_cache_len: int | tuple[int, ...] | None = None
+    """The most tokens of a prompt and its answer together. Of several lengths, a text begins in the shortest, and moves on."""
     prefill_lengths: tuple[int, ...] | None = None
     custom_module_map: str | Path | None = None
     """A Python file whose MODULE_MAP names classes for architectures. It is run."""
@@ -33,6 +33,8 @@ class EngineConfig:
     ignored_config_keys: tuple[str, ...] = ()
     """Keys of config.json that are known not to matter."""
     kv_cache_dtype: str = "float32"
+    verify_length: int | None = None
+    """How many tokens of a draft are checked at once; None: none are, and no signature is for that."""
     verify: bool = True
     """Prove the exported file against the checkpoint before it is kept."""
     threads: int | None = None
@@ -47,8 +49,10 @@ class EngineConfig:
             value = getattr(self, field.name)
             if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
                 raise ConfigError(f"{field.name} = {value!r} must be {what}")
-        if not all(type(length) is int for length in self.prefill_lengths or ()):
-            raise ConfigError(f"prefill_lengths = {self.prefill_lengths!r} must be whole numbers, such as (128, 512)")
+        for name in ("kv_cache_len", "prefill_lengths"):
+            lengths = getattr(self, name)
+            if isinstance(lengths, tuple | list) and not all(type(length) is int for length in lengths):
+                raise ConfigError(f"{name} = {lengths!r} must be whole numbers, such as (128, 512)")
 
 
 _NUMBER = ((int, NoneType), "a whole number, or None")
@@ -56,13 +60,14 @@ _FILE = ((str, Path, NoneType), "the path of a Python file, or None")
 _SWITCH = ((bool,), "True or False")
 _WANTED: Mapping[str, tuple[tuple[type, ...], str]] = {
     "recipe": ((str, Recipe), "the name of a recipe, its file, or a Recipe"),
-    "kv_cache_len": _NUMBER,
+    "kv_cache_len": ((int, tuple, list, NoneType), "a whole number, or None, or a tuple of such"),
     "prefill_lengths": ((tuple, list, NoneType), "a tuple of whole numbers, such as (128, 512), or None"),
     "custom_module_map": _FILE,
     "custom": _FILE,
     "family": ((str, NoneType), "the name of a family, or None"),
     "ignored_config_keys": ((tuple, list), "a tuple of keys of config.json"),
     "kv_cache_dtype": ((str,), "the name of a type, such as 'float32'"),
+    "verify_length": _NUMBER,
     "verify": _SWITCH,
     "threads": _NUMBER,
     "enable_prefix_caching": _SWITCH,

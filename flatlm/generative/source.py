@@ -76,9 +76,10 @@ def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Pa
         path,
         recipe,
         None if config.prefill_lengths is None else tuple(config.prefill_lengths),
-        config.kv_cache_len,
+        tuple(config.kv_cache_len) if isinstance(config.kv_cache_len, list) else config.kv_cache_len,
         reading=Reading(config.family, tuple(config.ignored_config_keys), custom=custom, module_map=modules),
         kv_cache_dtype=config.kv_cache_dtype,
+        verify_length=config.verify_length,
     )
     with open_checkpoint(path) as checkpoint:
         kind = plan_export(checkpoint, request).shape.facts.get("kind")

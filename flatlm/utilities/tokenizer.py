@@ -179,11 +179,15 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """A conversation's ids, ready for the model: special tokens are those that the template writes. Raises TokenizerError.
+        """A conversation's ids, ready for the model. Raises TokenizerError."""
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
+        return self.encode_chat(text, template)
+
+    def encode_chat(self, text: str, template: str | None = None) -> list[int]:
+        """The ids of what `render_chat` gave: special tokens are those that the template wrote.
 
         The named template "plain" writes none: its text gets those that any text gets.
         """
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
         return self.encode(text, add_special_tokens=template == PLAIN)
 
 

@@ -60,12 +60,12 @@ def test_a_template_of_its_own_stays(asked: list[ExportRequest], tmp_path: Path,
 
 
 def test_a_checkpoint_is_exported_as_asked(asked: list[ExportRequest], bundle: Path) -> None:
-    options = ["--recipe", "none", "--kv-cache-len", 96, "--prefill", "8,16", "--model", "llama", "--ignore-config-key", "k"]
+    options = ["--recipe", "none", "--kv-cache-len", "48,96", "--prefill", "8,16", "--model", "llama", "--ignore-config-key", "k"]
     for place in ([DEMO], ["-p", DEMO]):
         (found,) = opened(*place, *options)
         assert (found.name, found.file, found.tokenizer_source) == ("demo_model", bundle, DEMO)
         request = asked.pop()
-        assert (request.checkpoint, request.recipe.name, request.kv_cache_len) == (DEMO, "none", 96)
+        assert (request.checkpoint, request.recipe.name, request.kv_cache_len) == (DEMO, "none", (48, 96))
         assert (request.prefill_lengths, request.reading) == ((8, 16), Reading("llama", ("k",)))
 
 

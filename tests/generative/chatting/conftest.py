@@ -1,0 +1,10 @@
+from pathlib import Path
+
+import pytest
+
+from tests.chat_files import chat_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    return chat_bundle()

@@ -63,7 +63,7 @@ def test_what_the_runner_holds_of_a_prompt_is_not_read_again(runner, toy, letter
         runner.reset()
         runner.prefill(prompt[:held])
         pieces = list(stream(runner, letters, prompt, GenerationConfig(max_new_tokens=1), held=held))
-        assert [piece.token_id for piece in pieces] == [None] * (held < len(prompt) - 1) + [*expected, None]
+        assert [piece.token_id for piece in pieces if piece.token_id is not None] == expected
         assert runner.position == len(prompt)
 
 
@@ -105,7 +105,7 @@ def test_stream_goes_on_where_the_runner_is(runner, toy, letters, random_ids):
     ids = random_ids(12)
     runner.prefill(ids[:5])
     tokens = [piece.token_id for piece in stream(runner, letters, ids[5:], GenerationConfig(max_new_tokens=4))]
-    assert tokens == [None, *greedy(toy, ids, 4), None]
+    assert [token for token in tokens if token is not None] == greedy(toy, ids, 4)
 
 
 def test_nothing_asked_for(runner, letters):

@@ -54,9 +54,8 @@ def main() -> None:
             report = export(ExportRequest(checkpoint, file, get_recipe("dynamic_int8"), (PREFILL,), lengths))
             print(f"{file.name}: {report.bytes / 1e6:.1f} MB, compiled in {report.seconds['compile']:.1f} s", file=sys.stderr)
         found = compare(CompareRequest(name_subjects(list(files.values())), PREFILL, depths=args.depths, rounds=args.rounds))
-        print(
-            "| tokens in the context | file | decode, tokens/s | ratio | prefill of 128, tokens/s | ratio |\n| --- | --- | --- | --- | --- | --- |"
-        )
+        print("| tokens in the context | file | decode, tokens/s | ratio | prefill of 128, tokens/s | ratio |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for i, depth in enumerate(args.depths):
             for (name, _), subject in zip(files.items(), found.subjects, strict=True):
                 row = [f"{depth:,}", name]

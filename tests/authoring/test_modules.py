@@ -87,7 +87,10 @@ def test_plain_torch_is_exported_by_any_recipe(recipe: str, compiler: CachingCom
     """No weight is a constant of the graph: bare parameters, [in, out] matrices and tied heads are quantized as the recipe says."""
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "gemma.tflite"
     gemma(checkpoint)
-    request = ExportRequest(checkpoint, output, get_recipe(recipe), (4,), 48, reading=Reading(module_map=GEMMA_MAP))
+    caches, check = ((12, 48), 3) if recipe == "none" else (48, None)
+    request = ExportRequest(
+        checkpoint, output, get_recipe(recipe), (4,), caches, reading=Reading(module_map=GEMMA_MAP), verify_length=check
+    )
     report = export(request, compiler=compiler)
     judged = verify(output, checkpoint, reading=request.reading, tokens=96, against="transformers")
     if recipe == "none":

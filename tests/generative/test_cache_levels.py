@@ -1,5 +1,6 @@
 """Files with caches of several lengths, and with a signature that checks several tokens at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.model_file import read_model_file
 from flatlm.generative.runner import Runner
-from flatlm.layers.config import CacheDtype
+from flatlm.layers.config import CacheDtype, LongRopeScaling, RopeConfig
 from tests.models import export_fast, random_decoder, tiny_config
 
 IDS = np.random.default_rng(5).integers(0, 96, 60).tolist()
@@ -42,6 +43,21 @@ def test_int8_caches_move_with_their_scales(tmp_path: Path) -> None:
         for token in IDS[9:]:
             assert np.array_equal(several.step(token), one.step(token))
         assert several.kv_length == 64
+
+
+def test_factors_of_the_whole_context_hold_in_short_caches_too(tmp_path: Path) -> None:
+    """LongRoPE has two sets of factors, by the context's length: a text would change over in the middle."""
+    config = tiny_config()
+    scaling = LongRopeScaling((1.0, 1.2, 1.4, 1.6), (1.0, 3.0, 5.0, 8.0), 16, 1.1)
+    blocks = tuple(replace(block, attention=replace(block.attention, rope=RopeConfig(8, scaling=scaling))) for block in config.blocks)
+    model = random_decoder(replace(config, blocks=blocks), cache_length=64, longest_step=4)
+    files = [
+        export_fast(model, signature_specs((4,), prefill_logits=False, cache_lengths=lengths), tmp_path / f"{len(lengths)}.tflite")
+        for lengths in ((), (12, 64))
+    ]
+    with Runner.open(files[0]) as one, Runner.open(files[1]) as several:
+        for token in IDS[:20]:
+            np.testing.assert_allclose(several.step(token), one.step(token), atol=1e-5)
 
 
 @pytest.fixture

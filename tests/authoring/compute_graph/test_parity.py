@@ -53,7 +53,7 @@ def test_the_command_line_exports_and_proves_a_flow(recipe: str, tmp_path: Path,
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "out.tflite"
     make_reference(CASES[0][1], checkpoint, decided=recipe != "none")
     options = ["-p", str(checkpoint), "--custom", str(QWEN2), "--json"]
-    lengths = ["--prefill", "8", "--kv-cache-len", "48"]
+    lengths = ["--prefill", "8", "--kv-cache-len", *(["12,48", "--verify-len", "3"] if recipe == "none" else ["48"])]
     assert main(["export", *options, "-o", str(out), "--recipe", recipe, *lengths]) == 0
     exported = json.loads(capsys.readouterr().out)
     assert exported["verification"]["against"] == "eager"

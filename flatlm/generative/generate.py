@@ -56,7 +56,7 @@ class Generation:
     prompt_token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """Of each token, where they were asked for."""
+    """Of each token, where they were asked for and there is one."""
 
 
 def stream(
@@ -135,5 +135,4 @@ def joined(stream: Iterable[Piece], prompt_ids: Sequence[int]) -> Generation:
     assert reason is not None
     tokens = tuple(piece.token_id for piece in pieces if piece.token_id is not None)
     logprobs = tuple(piece.logprob for piece in pieces if piece.logprob is not None)
-    told = logprobs if logprobs or not tokens else None
-    return Generation("".join(piece.text for piece in pieces), tokens, tuple(map(int, prompt_ids)), reason, told)
+    return Generation("".join(piece.text for piece in pieces), tokens, tuple(map(int, prompt_ids)), reason, logprobs or None)

@@ -5,14 +5,14 @@ will do. Ids of the model's padding stand for nothing, and are never allowed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 
-from flatlm.errors import RuntimeFileError
+from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.generation_config import Grammar
 from flatlm.generative.sampling import Allowed
 from flatlm.utilities.vocabulary import Vocabulary
@@ -48,6 +48,8 @@ class Constraint:
         allowed = np.zeros(self._size, bool)
         found = np.unpackbits(bits, count=min(self._size, 8 * len(bits)), bitorder="little")
         allowed[: len(found)] = found
+        if not allowed.any():
+            raise RuntimeFileError("the grammar cannot be followed any further: it asks for what the vocabulary has no token for")
         return allowed
 
     def accept(self, token: int) -> None:
@@ -73,7 +75,7 @@ def constrain(grammar: Grammar, tokenizer: GrammarTokenizer, size: int) -> Const
 
 def require_valid(grammar: Grammar) -> None:
     """Raises RuntimeFileError for what `constrain` would refuse with any tokenizer."""
-    wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(_compiled(grammar))
+    wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(_compiled(grammar), limits=_limits())
     if wrong:
         raise RuntimeFileError(f"grammar ({grammar.kind}): {_one_line(messages[0])}")
 
@@ -81,10 +83,15 @@ def require_valid(grammar: Grammar) -> None:
 @lru_cache(maxsize=32)
 def _matcher(grammar: Grammar, vocabulary: Vocabulary, eos_ids: tuple[int, ...], size: int) -> Any:
     """Not begun yet."""
-    matcher = _llguidance().LLMatcher(_tokenizer(vocabulary, eos_ids, size), _compiled(grammar), log_level=0)
+    matcher = _llguidance().LLMatcher(_tokenizer(vocabulary, eos_ids, size), _compiled(grammar), log_level=0, limits=_limits())
     if matcher.is_error():
         raise RuntimeFileError(f"grammar ({grammar.kind}): {_one_line(matcher.get_error())}")
     return matcher
+
+
+def _limits() -> Any:
+    """As they are by default, without the parser's whole state in messages."""
+    return _llguidance().LLParserLimits(verbose_errors=False)
 
 
 def _compiled(grammar: Grammar) -> str:
@@ -111,7 +118,7 @@ def _tokenizer(vocabulary: Vocabulary, eos_ids: tuple[int, ...], size: int) -> A
     """The vocabulary as llguidance has it. A text without a token that ends it gets one beyond the model's, which is never picked."""
     library = _llguidance()
     ends = [token for token in eos_ids if token < size] or [size]
-    return library.LLTokenizer(library.TokenizerWrapper(_Tokens(vocabulary, ends, max(size, ends[0] + 1))), eos_token=ends)
+    return library.LLTokenizer(library.TokenizerWrapper(_Tokens(vocabulary, ends, size)), eos_token=ends)
 
 
 class _Tokens:
@@ -120,26 +127,21 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary, ends: Sequence[int], size: int) -> None:
-        own = [b"" if i in vocabulary.special and i not in ends else token for i, token in enumerate(vocabulary.tokens[:size])]
-        self.tokens = own + [b""] * (size - len(own))
+        self.tokens = [b"" if i in vocabulary.special else token for i, token in enumerate(vocabulary.tokens[:size])]
+        self._none = size + 1  # beyond the model's vocabulary, as is the end of texts that have none
+        self.tokens += [b""] * (self._none + 1 - len(self.tokens))
         for end in ends:
-            self.tokens[end] = self.tokens[end] or b"<end of text>"
+            self.tokens[end] = b"<end of text>"
         self.eos_token_id = ends[0]
         self.special_token_ids = sorted({*ends, *(i for i in vocabulary.special if i < size)})
-        self._ids: Mapping[bytes, int] = {token: i for i, token in enumerate(self.tokens) if token and i not in self.special_token_ids}
-        self._longest = max(map(len, self._ids), default=0)
+        self._vocabulary = vocabulary
 
-    def __call__(self, text: bytes) -> list[int]:
-        """Tokens of a text that the grammar leaves no choice about: the longest that fits, from left to right."""
-        found, place = list[int](), 0
-        while place < len(text):
-            ends = range(min(len(text), place + self._longest), place, -1)
-            token = next((token for end in ends if (token := self._ids.get(text[place:end])) is not None), None)
-            if token is None:
-                return found
-            found.append(token)
-            place += len(self.tokens[token])
-        return found
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Tokens of a text that the grammar leaves no choice about. They must be it exactly, since no others are allowed then."""
+        try:
+            return self._vocabulary.spell(text if isinstance(text, str) else text.decode())
+        except TokenizerError:
+            return [self._none]
 
 
 def _llguidance() -> Any:
@@ -151,4 +153,4 @@ def _llguidance() -> Any:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    return " ".join(message.replace("<non-verbose/>", "").split())

@@ -135,7 +135,7 @@ class HfBackend:
             tokens[token_id] = name.encode() if hidden else reader.read(name)
             if not hidden:
                 special.discard(token_id)
-        return Vocabulary(tuple(tokens), frozenset(special), reader.exact)
+        return Vocabulary(tuple(tokens), frozenset(special), lambda text: self.encode(text, False), reader.exact)
 
     def to_bytes(self) -> bytes:
         return str(self._tokenizer.to_str()).encode()
@@ -268,7 +268,8 @@ class SentencePieceBackend:
     def vocabulary(self) -> Vocabulary:
         names = {token_id: name for name, token_id in self._special.items()}
         tokens = [names[i].encode() if i in names else b"" if self.is_hidden(i) else self._piece_bytes(i) for i in range(self.vocab_size())]
-        return Vocabulary(tuple(tokens), frozenset(i for i in range(len(tokens)) if self.is_hidden(i)))
+        special = frozenset(i for i in range(len(tokens)) if self.is_hidden(i))
+        return Vocabulary(tuple(tokens), special, lambda text: list(self._bare.encode(text)))
 
     def _piece_bytes(self, token_id: int) -> bytes:
         piece = str(self._model.id_to_piece(token_id))

@@ -1,9 +1,13 @@
 """A tokenizer's tokens as bytes: what each adds to a text, which text itself cannot say of half a character."""
 
 import codecs
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from flatlm.errors import TokenizerError
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +20,8 @@ class Vocabulary:
     tokens: tuple[bytes, ...]
     special: frozenset[int]
     """Ids that are no text: special tokens, and ids without a token."""
+    encode: Callable[[str], Sequence[int]]
+    """A text's tokens as the tokenizer has them, perhaps with a space before it."""
     exact: bool = True
     """False: the text of tokens is not made of these bytes, one after the other."""
 
@@ -26,6 +32,35 @@ class Vocabulary:
     def text(self, token_id: int) -> str:
         """With U+FFFD for bytes that are no whole character."""
         return self.token_bytes(token_id).decode(errors="replace")
+
+    def spell(self, text: str) -> list[int]:
+        """Tokens that stand for exactly this text: the tokenizer's own where they do, else as few as there can be.
+
+        Raises TokenizerError where no tokens do.
+        """
+        own, wanted = list(self.encode(text)), text.encode()
+        if not self.special.intersection(own) and b"".join(map(self.token_bytes, own)) == wanted:
+            return own
+        fewest: list[tuple[float, int]] = [(0, 0)]  # of each beginning of the text: how many tokens, and the last of them
+        for end in range(1, len(wanted) + 1):
+            starts = range(max(0, end - self._longest), end)
+            found = ((fewest[start][0] + 1, self._ids.get(wanted[start:end])) for start in starts)
+            fewest.append(min(((count, token) for count, token in found if token is not None), default=(math.inf, 0)))
+        if math.isinf(fewest[-1][0]):
+            raise TokenizerError(f"the vocabulary has no tokens for {text[:40]!r}, so it cannot be written")
+        ids, end = list[int](), len(wanted)
+        while end:
+            ids.append(fewest[end][1])
+            end -= len(self.tokens[ids[-1]])
+        return ids[::-1]
+
+    @cached_property
+    def _ids(self) -> Mapping[bytes, int]:
+        return {token: i for i, token in reversed(list(enumerate(self.tokens))) if token and i not in self.special}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=0)
 
 
 class ByteDecoder:

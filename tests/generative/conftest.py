@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import flatlm
 from flatlm.generative.runner import Runner
+from flatlm.utilities.exporter import ExportRequest, export
 from tests.generative.toy_model import EOS, Letters, Toy, V, export_toy
 
 
@@ -28,6 +30,14 @@ def scoring_toy() -> Toy:
 def scoring_file(scoring_toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of other weights: signatures prefill_8 (with logits) and decode."""
     return export_toy(tmp_path_factory.mktemp("scoring") / "scoring.tflite", scoring_toy, (8,))
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, which tells stories."""
+    out = tmp_path_factory.mktemp("demo") / "demo.litertlm"
+    export(ExportRequest(Path(flatlm.__file__).parent / "assets" / "demo_model", out, prefill_lengths=(16,), kv_cache_len=512))
+    return out
 
 
 @pytest.fixture

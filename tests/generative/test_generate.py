@@ -127,3 +127,72 @@ def test_seeded_sampling_repeats(runner, letters, random_ids):
     configs = [GenerationConfig(max_new_tokens=25, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     texts = [generate(runner, letters, prompt, config).text for config in configs]
     assert texts[0] == texts[1] != texts[2]
+
+
+def of(text):
+    """The tokens of letters."""
+    return [ord(letter) - 33 for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("answer", "stop", "text", "made"),
+    [
+        ("ABCDEF", ("CD",), "AB", 5),  # the letters come one token late
+        ("ABCDEF", ("X", "DEF"), "ABC", 6),  # found at the end only, where the decoder gives its last letter
+        ("ABCDEF", ("BCX", "EF1"), "ABCDEF", 6),  # held back, and no stop after all
+        ("ABCDEF", ("BCDE", "CD"), "AB", 5),
+        ("AAAB", ("AAB",), "A", 4),
+    ],
+)
+def test_a_stop_string_ends_the_text_before_it(runner, letters, answer, stop, text, made):
+    generation = written(runner, letters, [1], *of(answer), max_new_tokens=len(answer), stop=stop)
+    assert (generation.text, len(generation.token_ids)) == (text, made)
+    assert generation.finish_reason == ("length" if text == answer else "stop")
+
+
+def test_no_piece_holds_what_may_become_a_stop(runner, letters):
+    config = GenerationConfig(max_new_tokens=6, stop=("CDX",))
+    texts = [piece.text for piece in stream(runner, letters, [1], config, sampler=Planned(*of("ABCDEF")))]
+    assert texts == ["", "A", "B", "", "", "CDE", "F"]
+
+
+def test_a_stop_leaves_the_last_token_unread(runner, letters):
+    generation = written(runner, letters, [1, 2], *of("ABCDEF"), max_new_tokens=6, stop=("B",))
+    assert (len(generation.token_ids), runner.position) == (3, 4)
+
+
+def test_the_end_may_be_taken_as_any_token(runner, letters):
+    generation = written(runner, letters, [1], EOS, 11, EOS, max_new_tokens=3, ignore_eos=True)
+    assert (generation.token_ids, generation.finish_reason) == ((EOS, 11, EOS), "length")
+
+
+def test_log_probabilities_are_the_models_own(runner, toy, letters, random_ids):
+    """Whatever the temperature, the penalties and the bias."""
+    prompt = random_ids(6)
+    config = GenerationConfig(max_new_tokens=8, temperature=1.7, seed=3, presence_penalty=1.0, logit_bias={20: 3.0}, logprobs=4)
+    generation = generate(runner, letters, prompt, config)
+    assert [told.token_id for told in generation.logprobs] == list(generation.token_ids)
+    text = list(prompt)
+    for told in generation.logprobs:
+        logits = toy.reference(text)[-1].astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert told.logprob == pytest.approx(expected[told.token_id], abs=1e-4)
+        assert (told.text, told.bytes) == (chr(33 + told.token_id), bytes([33 + told.token_id]))
+        best = np.argsort(-expected)[:4]
+        assert [token for token, _, _ in told.top] == best.tolist()
+        assert [value for _, _, value in told.top] == pytest.approx(expected[best].tolist(), abs=1e-4)
+        assert [name for _, name, _ in told.top] == [chr(33 + token) for token in best]
+        text.append(told.token_id)
+    own = generate(runner, letters, prompt, GenerationConfig(max_new_tokens=1, logprobs=0))
+    assert own.logprobs[0].top == ()
+    assert generate(runner, letters, prompt, GenerationConfig(max_new_tokens=1)).logprobs is None
+    assert generate(runner, letters, prompt, GenerationConfig(max_new_tokens=0, logprobs=1)).logprobs is None
+
+
+def test_a_bias_forbids_and_forces_tokens(runner, letters, random_ids):
+    plain = generate(runner, letters, random_ids(6), GenerationConfig(max_new_tokens=1))
+    forbidden = GenerationConfig(max_new_tokens=12, logit_bias=dict.fromkeys(plain.token_ids, -100.0))
+    assert not set(generate(runner, letters, random_ids(6), forbidden).token_ids) & set(plain.token_ids)
+    assert set(generate(runner, letters, random_ids(6), GenerationConfig(max_new_tokens=5, logit_bias={30: 100})).token_ids) == {30}
+    with pytest.raises(RuntimeFileError, match=f"logit_bias names token {V}, and the model's vocabulary has {V}"):
+        generate(runner, letters, [1], GenerationConfig(logit_bias={V: 1.0}))

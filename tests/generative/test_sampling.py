@@ -116,3 +116,74 @@ def test_impossible_options_are_named(options):
     (name,) = options
     with pytest.raises(RuntimeFileError, match=rf"{name} .* is not possible"):
         drawing(**options)
+
+
+def after(made, logits, prompt=(), **options):
+    """The logits as they are once these tokens were made."""
+    sampler = Sampler(GenerationConfig(**options), prompt)
+    sampler.pick(logits)
+    for token in made:
+        sampler.accept(token)
+    return sampler._adjusted(logits, None)
+
+
+def test_presence_and_frequency_are_taken_off_as_openai_documents_it():
+    logits = np.array([1, 2, 3, -4], np.float32)
+    changed = after([2, 1, 2], logits, presence_penalty=0.5, frequency_penalty=0.25)
+    np.testing.assert_allclose(changed, [1, 2 - 0.5 - 0.25, 3 - 0.5 - 0.5, -4])
+    np.testing.assert_allclose(after([3], logits, presence_penalty=-1.0), [1, 2, 3, -3])
+    np.testing.assert_allclose(after([], logits, prompt=[0, 1], presence_penalty=1.0, frequency_penalty=1.0), logits)  # not the prompt's
+
+
+def test_repetition_makes_tokens_of_prompt_and_answer_less_probable():
+    logits = np.array([1, 2, 3, -4], np.float32)
+    np.testing.assert_allclose(after([3, 3], logits, prompt=[1, 1], repetition_penalty=2.0), [1, 1, 3, -8])
+    np.testing.assert_allclose(after([3], logits, prompt=[1], repetition_penalty=0.5), [1, 4, 3, -2])
+
+
+def test_penalties_come_before_the_bias_and_after_repetition():
+    changed = after([1], np.array([1, 4], np.float32), repetition_penalty=2.0, presence_penalty=0.5, logit_bias={1: 3.0, 0: -1.0})
+    np.testing.assert_allclose(changed, [0, 4 / 2 - 0.5 + 3])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_penalty_changes_what_is_picked(temperature):
+    sampler = drawing(temperature, presence_penalty=2.0, frequency_penalty=2.0, seed=0)
+    logits, made = np.array([5, 4, 3, 2, 1, 0], np.float32) * 10, []
+    for _ in range(4):
+        made.append(sampler.pick(np.minimum(logits, 3.0) + logits / 1000))
+        sampler.accept(made[-1])
+    assert len(set(made)) == (4 if temperature == 0 else len(set(made)))
+    assert made[:1] == [0] or temperature
+
+
+def test_the_logits_that_were_given_are_not_changed():
+    logits = LOGITS.copy()
+    sampler = drawing(1.0, presence_penalty=1.0, repetition_penalty=1.5, logit_bias={1: 2.0}, seed=1)
+    for _ in range(3):
+        sampler.accept(sampler.pick(logits, np.array([True, True, False, True, True])))
+    np.testing.assert_array_equal(logits, LOGITS)
+
+
+@pytest.mark.parametrize(("min_p", "kept"), [(0.2, {0, 1, 3, 4}), (0.26, {1, 3, 4}), (0.5, {1, 3}), (1.0, {1}), (0.0, {0, 1, 2, 3, 4})])
+def test_min_p_keeps_a_part_of_the_largest_probability(min_p, kept):
+    probabilities = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
+    expected = np.where([i in kept for i in range(5)], probabilities, 0)
+    np.testing.assert_allclose(shares(drawing(1.0, min_p=min_p, seed=0)), expected / expected.sum(), atol=0.012)
+    assert shares(drawing(1.0, min_p=0.26, top_k=4, top_p=0.7, seed=0), draws=200)[4] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"presence_penalty": 1.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 1}])
+def test_only_what_is_allowed_is_picked(options):
+    sampler = Sampler(GenerationConfig(seed=0, **options))
+    for allowed in ({0, 2}, {1}, {2}, {4, 0}):
+        mask = np.array([token in allowed for token in range(5)])
+        picked = {sampler.pick(LOGITS, mask) for _ in range(30)}
+        assert picked <= allowed
+        if "temperature" not in options:
+            assert picked == {max(allowed, key=lambda token: LOGITS[token])}
+
+
+def test_allowed_tokens_without_a_probability():
+    with pytest.raises(RuntimeFileError, match="no token that the grammar allows"):
+        Sampler().pick(np.array([0, -np.inf], np.float32), np.array([False, True]))

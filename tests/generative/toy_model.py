@@ -1,7 +1,7 @@
 """A toy language model, made in seconds: exported by litert-torch with FlatLM's conventions, and computed in torch without a cache."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatlm.utilities.vocabulary import Vocabulary
 from tests.compiles import SharedCompiler
 
 V, D, K, H, S, LAYERS = 41, 16, 2, 8, 48, 2
@@ -111,6 +112,13 @@ class Letters:
     """A tokenizer of single characters: token 0 is "!", 1 is the one after it, ..."""
 
     eos_ids = (EOS,)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(tuple(chr(33 + token).encode() for token in range(V)), frozenset([EOS]), self.encode)
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - 33 for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(33 + token) for token in ids)

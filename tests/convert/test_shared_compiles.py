@@ -16,7 +16,8 @@ from tests.convert.test_worker import job
 class Server:
     """Stands in for the process: each answer has a number of its own."""
 
-    asked: list[Graph]
+    asked: list[tuple[str, Graph]]
+    """The sources that it has loaded, and the graph."""
     fails = False
 
     def __init__(self, sources: str, *_: object) -> None:
@@ -27,7 +28,7 @@ class Server:
         if self.fails:
             raise EOFError
         assert not self.closed
-        self.asked.append(graph)
+        self.asked.append((self.sources, graph))
         return pickle.dumps(len(self.asked))
 
     def close(self) -> None:
@@ -54,7 +55,7 @@ def test_workers_share_what_one_of_them_compiled(worker: Callable[[], compiles.C
     one, other = worker(), worker()
     assert one.compiled(job()) == other.compiled(job()) == one.compiled(job()) == pickle.dumps(1)
     assert other.compiled(job(slots=32)) == one.compiled(job(slots=32)) == pickle.dumps(2)
-    assert Server.asked == [job(), job(slots=32)]
+    assert Server.asked == [("first", job()), ("first", job(slots=32))]
 
 
 def test_other_sources_are_compiled_anew_by_another_process(worker: Callable[[], compiles.Compiles], sources: list[str]) -> None:
@@ -62,7 +63,7 @@ def test_other_sources_are_compiled_anew_by_another_process(worker: Callable[[],
     before = one.compiled(job())
     sources.append("second")
     assert one.compiled(job()) == worker().compiled(job()) != before
-    assert len(Server.asked) == 2
+    assert Server.asked == [("first", job()), ("second", job())]
 
 
 def test_sources_that_change_meanwhile_are_kept_by_nobody(

@@ -19,6 +19,7 @@ VERBS = {
     "inspect": "what an exported file holds: signatures, operators, weights, manifest",
     "verify": "run an exported file against the checkpoint's reference",
     "generate": "text from an exported file",
+    "chat": "talk to an exported file, or to a checkpoint, in the terminal",
     "predict": "a task on texts: masked words, embeddings, labels, names, titles",
     "serve": "an OpenAI-compatible server over exported files",
     "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",

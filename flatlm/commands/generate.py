@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flatlm.commands import base
+from flatlm.commands import base, sampling_options
 from flatlm.errors import ExportError, RuntimeFileError, TokenizerError
 from flatlm.generative.encoder_decoders import generate as encoder_decoders
 from flatlm.generative.encoder_decoders.file import KIND as ENCODER_DECODER
@@ -31,15 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_reading_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on with, or to fill: [MASK], [sMASK], [gMASK]")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after so many tokens (of each blank)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
-    parser.add_argument("--top-k", type=int, help="choose among the k most likely tokens")
-    parser.add_argument("--top-p", type=float, help="choose among the most likely tokens that make up this probability")
-    parser.add_argument("--min-p", type=float, help="choose among tokens with this part of the likeliest one's probability")
-    parser.add_argument("--seed", type=int, help="for the same text again")
-    parser.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="off the logits of tokens made already (-2 to 2)")
-    parser.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="off them for each time (-2 to 2)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="divides those of tokens read or made already")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text before it (repeatable)")
+    sampling_options.add_arguments(parser)
     parser.add_argument("--logprobs", type=int, metavar="K", help="with --json: how probable each token was, and the K likeliest")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json-schema", type=Path, metavar="FILE", help="the text is JSON that the schema allows")
@@ -81,8 +73,7 @@ def _config(args: argparse.Namespace) -> GenerationConfig:
             raise RuntimeFileError(f"{args.json_schema} is not UTF-8 text: {error}; --json-schema takes a JSON schema") from error
     if args.logprobs is not None and not args.json:
         raise RuntimeFileError("--logprobs K goes with --json, where they are told")
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(GenerationConfig) if hasattr(args, field.name)}
-    return GenerationConfig(**given | {"stop": tuple(args.stop), "grammar": grammar})
+    return sampling_options.config_of(args, grammar=grammar)
 
 
 def _plain(result: Generation) -> dict[str, Any]:

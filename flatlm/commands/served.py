@@ -12,6 +12,7 @@ from flatlm.errors import ExportError, RuntimeFileError
 from flatlm.generative.engine_config import EngineConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.source import is_exported, open_source
+from flatlm.generative.speculation import SpeculativeRunner, open_speculative
 from flatlm.utilities.named_templates import PLAIN, find_template
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -49,6 +50,8 @@ _OF_EXPORTS = {
     "module_map": "--module-map",
 }
 """Arguments that say nothing of a file that is exported already."""
+_VERIFY_LENGTH = 4
+"""Tokens of a draft that a checkpoint's export checks at once."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -83,8 +86,10 @@ def open_served(args: argparse.Namespace, *, plain: bool = False) -> list[Served
     return [_open(source, args, template, plain=plain) for source in sources]
 
 
-def open_runner(served: Served) -> Runner:
-    """The loaded model. Raises RuntimeFileError."""
+def open_runner(served: Served) -> Runner | SpeculativeRunner:
+    """The loaded model, with its draft. Raises RuntimeFileError."""
+    if served.draft is not None:
+        return open_speculative(served.file, served.draft, threads=served.threads)
     return Runner.open(served.file, threads=served.threads)
 
 
@@ -115,5 +120,6 @@ def _engine_config(args: argparse.Namespace, source: Path) -> EngineConfig:
         custom=args.custom,
         family=args.model,
         ignored_config_keys=tuple(args.ignore_config_key),
+        verify_length=None if args.draft is None else _VERIFY_LENGTH,
         threads=args.threads,
     )

@@ -47,11 +47,11 @@ class TextEngine:
 
     def begin(self, request: WriteRequest | ScoreRequest) -> "Writing | Scoring | None":
         """Takes a slot; None while all are taken, or while another one reads what this prompt begins with too."""
-        free = [slot for slot in self._slots if slot.task is None]
-        if not free and self._full:
+        if self.full:
             return None
+        free = [slot for slot in self._slots if slot.task is None]
         if isinstance(request, ScoreRequest):
-            slot = min(free, key=lambda slot: slot.used) if self._full else self._another()
+            slot = min(free, key=lambda slot: slot.used) if self._all_made else self._another()
             return slot.score(request, next(self._clock))
         if not self._share:
             slot = free[0] if free else self._another()
@@ -69,12 +69,17 @@ class TextEngine:
     def _place(self, best: "Slot | None", shared: int, free: list["Slot"]) -> "Slot":
         """Where the prompt is read: on the text that it shares the most with, unless most of that text would be lost to another one."""
         others = [slot for slot in free if slot is not best]
-        if best is not None and best.task is None and (2 * shared >= len(best.session.held) or (not others and self._full)):
+        if best is not None and best.task is None and (2 * shared >= len(best.session.held) or (not others and self._all_made)):
             return best
-        return min(others, key=lambda slot: slot.used) if self._full else self._another()
+        return min(others, key=lambda slot: slot.used) if self._all_made else self._another()
 
     @property
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return self._all_made and all(slot.task is not None for slot in self._slots)
+
+    @property
+    def _all_made(self) -> bool:
         return len(self._slots) == self._most
 
     def _another(self) -> "Slot":

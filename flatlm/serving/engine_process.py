@@ -91,6 +91,7 @@ class EngineProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+        self.pid = None
         self._fail_all(EngineDown("the server is ending"))
 
     def submit(self, request: Any, *, deadline: float | None = None) -> "Answer[Any]":

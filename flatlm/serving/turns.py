@@ -1,5 +1,6 @@
 """Many jobs, one thread: each running one takes a step in its turn, and the next in the queue begins where there is room."""
 
+import math
 import time
 import traceback
 from collections import deque
@@ -34,6 +35,9 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def full(self) -> bool:
+        """Whether no job at all could begin now."""
 
     def begin(self, request: Any) -> Task | None:
         """None: there is no room for it now. FlatlmError for bad input."""
@@ -49,14 +53,17 @@ class Turns:
         self._running: list[_Running] = []
         self._updates: list[Update] = []
         self._urgent = False
-        self._sent_at = 0.0
+        self._sent_at = -math.inf
+        self._soonest = math.inf  # no job's time is over before
 
     @property
     def busy(self) -> bool:
         return bool(self._queue or self._running)
 
     def add(self, job: Job) -> None:
-        self._queue.append(_Running(job, None if job.seconds is None else self._clock() + job.seconds))
+        ends_at = math.inf if job.seconds is None else self._clock() + job.seconds
+        self._queue.append(_Running(job, ends_at))
+        self._soonest = min(self._soonest, ends_at)
 
     def cancel(self, job_id: int) -> None:
         """Of a job that has ended: nothing. What was done of it is told."""
@@ -66,9 +73,10 @@ class Turns:
 
     def turn(self) -> None:
         """A step of each."""
-        now = self._clock()
-        for one in [one for one in (*self._running, *self._queue) if one.ends_at is not None and one.ends_at <= now]:
-            self._expire(one)
+        if (now := self._clock()) >= self._soonest:
+            for one in [one for one in (*self._running, *self._queue) if one.ends_at <= now]:
+                self._expire(one)
+            self._soonest = min((one.ends_at for one in (*self._running, *self._queue)), default=math.inf)
         self._begin()
         for one in self._running.copy():
             self._step(one)
@@ -88,6 +96,8 @@ class Turns:
     def _begin(self) -> None:
         """Those in the queue that there is room for, in their order."""
         for one in list(self._queue):
+            if self._engine.full:
+                return
             try:
                 one.task = self._engine.begin(one.request)
             except Exception as error:
@@ -142,7 +152,7 @@ class Turns:
 class _Running:
     """A job, from its coming to its end."""
 
-    def __init__(self, job: Job, ends_at: float | None) -> None:
+    def __init__(self, job: Job, ends_at: float) -> None:
         self.id, self.request, self.ends_at = job.id, job.request, ends_at
         self.task: Task | None = None
         self.items: list[Any] = []  # not sent yet

@@ -14,17 +14,27 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.errors import FlatlmError
+from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
 from flatlm.serving.limits import ApiKeys, BodyLimit
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
-from flatlm.serving.routes import chat, completions, health, metrics, models
+from flatlm.serving.routes import chat, completions, embeddings, health, metrics, models, rerank
 from flatlm.serving.settings import ServerSettings
 from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
 
-Model: TypeAlias = TextModel
+Model: TypeAlias = TextModel | EncoderModel
 _LOG = logging.getLogger(__name__)
-ROUTERS = (health.router, metrics.router, models.router, chat.router, completions.router)
+ROUTERS = (
+    health.router,
+    metrics.router,
+    models.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    rerank.router,
+)
+WRONG_KIND = "wrong_kind_of_model"
 
 
 class Server:
@@ -52,7 +62,23 @@ class Server:
         """The same, of a model that writes texts. BadRequest for another kind."""
         found = self.model(name)
         if not isinstance(found, TextModel):
-            raise BadRequest(f"the model {name} does not write texts", param="model", code="wrong_kind_of_model")
+            raise BadRequest(
+                f"the model {found.name} is {found.what}: it reads texts and writes none; this needs a model that writes",
+                param="model",
+                code=WRONG_KIND,
+            )
+        return found
+
+    def encoder(self, name: str) -> EncoderModel:
+        """The same, of a model that reads texts. BadRequest for another kind."""
+        found = self.model(name)
+        if not isinstance(found, EncoderModel):
+            raise BadRequest(
+                f"the model {found.name} is a decoder, which writes texts; this needs an encoder, exported for embedding, features or "
+                "classification",
+                param="model",
+                code=WRONG_KIND,
+            )
         return found
 
     def deadline(self) -> float:
@@ -121,6 +147,8 @@ def _field(location: tuple[str | int, ...]) -> str | None:
     """`messages[0].role`."""
     text = ""
     for part in location[1:]:
+        if isinstance(part, str) and part.startswith("("):  # a tag of schemas/shapes.py
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")[:200] or None
 

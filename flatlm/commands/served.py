@@ -40,6 +40,7 @@ class Served:
         return (self.template or self.tokenizer.chat_template) is not None
 
 
+BUNDLE = ".litertlm"
 _OF_EXPORTS = {
     "recipe": "--recipe",
     "kv_cache_len": "--kv-cache-len",
@@ -83,7 +84,7 @@ def open_served(args: argparse.Namespace, *, plain: bool = False) -> list[Served
         raise RuntimeFileError(f"give {count}: an exported file, or a checkpoint's directory (also as -p DIR)")
     _require_exports(sources, args)
     template = None if args.chat_template is None else find_template(args.chat_template)
-    return [_open(source, args, template, plain=plain) for source in sources]
+    return [_open(source, args, template, plain=plain, several=len(sources) > 1) for source in sources]
 
 
 def open_runner(served: Served) -> Runner | SpeculativeRunner:
@@ -93,9 +94,11 @@ def open_runner(served: Served) -> Runner | SpeculativeRunner:
     return Runner.open(served.file, threads=served.threads)
 
 
-def _open(source: Path, args: argparse.Namespace, template: str | None, *, plain: bool) -> Served:
+def _open(source: Path, args: argparse.Namespace, template: str | None, *, plain: bool, several: bool) -> Served:
+    # Beside other models, a bundle is not the one that a tokenizer is given for: it has its own.
+    own = several and source.suffix == BUNDLE
     with base.progress_bar() as progress:
-        found = open_source(source, _engine_config(args, source), tokenizer=args.tokenizer, progress=progress)
+        found = open_source(source, _engine_config(args, source), tokenizer=None if own else args.tokenizer, progress=progress)
     if plain and template is None and found.tokenizer.chat_template is None:
         print(f"{source} has no chat template: it goes on from what is written, as --chat-template plain says", file=sys.stderr)
         template = PLAIN

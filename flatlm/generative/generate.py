@@ -45,6 +45,8 @@ class Piece:
     token_id: int | None
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
+    stop: str | None = None
+    """The stop string that ended the text."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def stream(
             reason = "stop"
             break
     rest = stops.push(decoder.finish()) + stops.finish()
-    yield Piece(rest, None, "stop" if stops.found is not None else reason)
+    yield Piece(rest, None, "stop" if stops.found is not None else reason, stop=stops.found)
 
 
 def _read(runner: Writer, ids: Sequence[int]) -> Iterator[int]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,17 +15,31 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.errors import FlatlmError
+from flatlm.serving.choices import Choices
+from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
 from flatlm.serving.limits import ApiKeys, BodyLimit
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
-from flatlm.serving.routes import chat, completions, health, metrics, models
+from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, rerank, responses_api
 from flatlm.serving.settings import ServerSettings
 from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
 
-Model: TypeAlias = TextModel
+Model: TypeAlias = TextModel | EncoderModel
 _LOG = logging.getLogger(__name__)
-ROUTERS = (health.router, metrics.router, models.router, chat.router, completions.router)
+ROUTERS = (
+    health.router,
+    metrics.router,
+    models.router,
+    chat.router,
+    completions.router,
+    responses_api.router,
+    anthropic.router,
+    embeddings.router,
+    rerank.router,
+    cancel.router,
+)
+WRONG_KIND = "wrong_kind_of_model"
 
 
 class Server:
@@ -35,6 +50,8 @@ class Server:
         self.models, self.settings = dict(models), settings
         self.metrics = Metrics(self.models)
         self.started = int(time.time())
+        self.answers: WeakValueDictionary[str, Choices] = WeakValueDictionary()
+        """What is being written, by the ids that were told."""
 
     def model(self, name: str) -> Model:
         """The model of that name, looked up among those that are served and nowhere else. ApiError (404)."""
@@ -52,7 +69,23 @@ class Server:
         """The same, of a model that writes texts. BadRequest for another kind."""
         found = self.model(name)
         if not isinstance(found, TextModel):
-            raise BadRequest(f"the model {name} does not write texts", param="model", code="wrong_kind_of_model")
+            raise BadRequest(
+                f"the model {found.name} is {found.what}: it reads texts and writes none; this needs a model that writes",
+                param="model",
+                code=WRONG_KIND,
+            )
+        return found
+
+    def encoder(self, name: str) -> EncoderModel:
+        """The same, of a model that reads texts. BadRequest for another kind."""
+        found = self.model(name)
+        if not isinstance(found, EncoderModel):
+            raise BadRequest(
+                f"the model {found.name} is a decoder, which writes texts; this needs an encoder, exported for embedding, features or "
+                "classification",
+                param="model",
+                code=WRONG_KIND,
+            )
         return found
 
     def deadline(self) -> float:
@@ -98,12 +131,12 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return describe_invalid(error.errors()).response()
+    return describe_invalid(error.errors()).response(request.url.path)
 
 
 def describe_invalid(errors: Any) -> BadRequest:
@@ -121,6 +154,8 @@ def _field(location: tuple[str | int, ...]) -> str | None:
     """`messages[0].role`."""
     text = ""
     for part in location[1:]:
+        if isinstance(part, str) and part.startswith("("):  # a tag of schemas/shapes.py
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")[:200] or None
 
@@ -129,11 +164,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Of FastAPI and Starlette: no such path, no such method, a body that cannot be read."""
     assert isinstance(error, HTTPException)
     messages = {404: f"there is no {request.url.path[:200]} here; see /openapi.json", 405: f"{request.method} is not for this path"}
-    return ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), headers=error.headers).response()
+    return ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), headers=error.headers).response(request.url.path)
 
 
 async def _bad_input(request: Request, error: Exception) -> Response:
-    return BadRequest(str(error)).response()
+    return BadRequest(str(error)).response(request.url.path)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -141,7 +176,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    return ApiError(500, f"a fault in FlatLM: {type(error).__name__}", code="fault").response()
+    return ApiError(500, f"a fault in FlatLM: {type(error).__name__}", code="fault").response(request.url.path)
 
 
 _HANDLERS: dict[int | type[Exception], Any] = {

@@ -22,7 +22,7 @@ class Choices:
     def __init__(self, model: TextModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, n: int, deadline: float) -> None:
         """Raises BadRequest, QueueFull, EngineDown: then none is begun."""
         self.answers: list[Answer[Piece]] = []
-        self._prompt_tokens = sum(map(len, prompts))
+        self.prompt_tokens = sum(map(len, prompts))
         self._prompts, self._n = len(prompts), n
         self._made = 0
         try:
@@ -59,11 +59,15 @@ class Choices:
         shared = [answer.stats.shared_tokens if answer.stats else 0 for answer in self.answers]
         cached = sum(min(shared[place * self._n : (place + 1) * self._n]) for place in range(self._prompts))
         return {
-            "prompt_tokens": self._prompt_tokens,
+            "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self._made,
-            "total_tokens": self._prompt_tokens + self._made,
+            "total_tokens": self.prompt_tokens + self._made,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def stop(self) -> bool:
+        """Ends what has not ended, as if the texts ended here. False where all had."""
+        return sum(answer.stop(Piece("", None, "stop")) for answer in self.answers) > 0  # all of them, so not any()
 
     def close(self) -> None:
         """Stops what has not ended."""

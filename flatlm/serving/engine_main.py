@@ -6,13 +6,16 @@ from typing import Any
 
 from flatlm.errors import FlatlmError
 from flatlm.serving.channel import Line
-from flatlm.serving.messages import TEXT, Cancel, EngineSpec, Failed, Job, Opened
+from flatlm.serving.messages import ENCODER, Cancel, EngineSpec, Failed, Job, Opened
 from flatlm.serving.turns import Engine, Turns
 
 
 def open_engine(spec: EngineSpec) -> Engine:
     """What runs the file. Raises a FlatlmError where it cannot be served."""
-    assert spec.kind == TEXT
+    if spec.kind == ENCODER:
+        from flatlm.serving.encoder_engine import EncoderEngine
+
+        return EncoderEngine.open(spec.file, spec.tokenizer, threads=spec.threads)
     from flatlm.serving.engine import TextEngine
 
     return TextEngine.open(spec)

@@ -260,6 +260,15 @@ class Answer(AsyncIterator[list[Item]], Generic[Item]):
             raise self._error
         raise StopAsyncIteration
 
+    def stop(self, last: Item) -> bool:
+        """Ends the answer here, with one more item. False where it had ended."""
+        if self._done:
+            return False
+        self.cancel()
+        self._items.append(last)
+        self._news.set()
+        return True
+
     async def aclose(self) -> None:
         """The same."""
         self.cancel()

@@ -1,5 +1,5 @@
 # ruff: noqa: N818 - named after what happened
-"""What a request is refused with: OpenAI's error object, {"error": {"message", "type", "param", "code"}}."""
+"""What a request is refused with: OpenAI's error object, {"error": {"message", "type", "param", "code"}}, or Anthropic's."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from typing import Any
 from starlette.responses import Response
 
 INVALID = "invalid_request_error"
+ANTHROPIC_PATH = "/v1/messages"
+"""Whoever asks there, or below, reads Anthropic's form."""
 
 
 class ApiError(Exception):
@@ -34,11 +36,26 @@ class ApiError(Exception):
     def to_dict(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
+    def to_anthropic(self) -> dict[str, Any]:
+        """The same, as Anthropic's clients read it."""
+        kind = _ANTHROPIC_TYPES.get(self.status, INVALID if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str = "") -> Response:
+        """`path`: where it was asked, which decides on the form."""
+        error = self.to_anthropic() if path.startswith(ANTHROPIC_PATH) else self.to_dict()
         # ASCII alone: a message may repeat what was sent, which need not be text that UTF-8 can say.
-        return Response(json.dumps(self.to_dict()).encode(), self.status, self.headers, "application/json")
+        return Response(json.dumps(error).encode(), self.status, self.headers, "application/json")
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

@@ -28,7 +28,7 @@ class ApiKeys:
             return
         message = "a key is needed: send it as `Authorization: Bearer KEY`; the one that came, if any, is not known here"
         error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     def _known(self, headers: Headers) -> bool:
         kind, _, bearer = headers.get("authorization", "").partition(" ")
@@ -56,7 +56,7 @@ class BodyLimit:
             messages = await self._body(receive)
         except ApiError as error:
             error.headers["Connection"] = "close"
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
 
         async def replay() -> Message:

@@ -6,14 +6,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.file_content import read_content
 from flatlm.serving.app import Model, create_app
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.encoder_model import EncoderModel
+from flatlm.serving.messages import ENCODER, EngineSpec
 from flatlm.serving.protocol import PatientProtocol
 from flatlm.serving.settings import ServerSettings
 from flatlm.serving.text_model import TextModel
@@ -98,12 +100,18 @@ async def open_models(served: Sequence[Served], settings: ServerSettings) -> dic
     models: dict[str, Model] = {}
     try:
         for one in served:
-            model = await TextModel.open(one.spec, name=one.names[0], chat_template=one.chat_template, max_queue=settings.max_queue)
-            models |= dict.fromkeys(one.names, model)
+            models |= dict.fromkeys(one.names, await _open(one, settings))
     except BaseException:
         await close(list(models.values()))
         raise
     return models
+
+
+async def _open(one: Served, settings: ServerSettings) -> Model:
+    """By what the file says that it is."""
+    if read_content(one.spec.file).kind == ENCODER:
+        return await EncoderModel.open(replace(one.spec, kind="encoder"), name=one.names[0], max_queue=settings.max_queue)
+    return await TextModel.open(one.spec, name=one.names[0], chat_template=one.chat_template, max_queue=settings.max_queue)
 
 
 async def close(models: Sequence[Model]) -> None:

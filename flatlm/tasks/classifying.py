@@ -8,6 +8,7 @@ import numpy as np
 
 from flatlm.errors import RuntimeFileError
 from flatlm.tasks.reading import ReadingTask, sigmoid, softmax
+from flatlm.utilities.encoded_text import EncodedText
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class ClassificationTask(ReadingTask):
 
     def classify(self, text: str, pair: str | None, *, truncate: bool) -> Classification:
         """The same, whatever the task."""
-        logits = self.read(self.encode(text, pair, truncate=truncate), "logits")
+        return self.classify_tokens(self.encode(text, pair, truncate=truncate))
+
+    def classify_tokens(self, encoded: EncodedText) -> Classification:
+        """The same, of tokens."""
+        logits = self.read(encoded, "logits")
         if self._runner.file.regression:
             return Classification(self.labels[0], {}, float(logits[0]))
         each = sigmoid(logits) if self._runner.file.multi_label else softmax(logits)
@@ -60,7 +65,11 @@ class MatchingTask(ClassificationTask):
         """Whether two texts match. `positive`: the label that says so. RuntimeFileError without a second text, or for an unknown label."""
         if pair is None:
             raise RuntimeFileError("semantic-matching compares two texts: give the second (pair, --text-pair)")
-        found = self.classify(text, pair, truncate=truncate)
+        return self.match_tokens(self.encode(text, pair, truncate=truncate), positive)
+
+    def match_tokens(self, encoded: EncodedText, positive: str | None = None) -> Match:
+        """The same, of the tokens of a pair."""
+        found = self.classify_tokens(encoded)
         if found.score is not None:  # one logit, trained by the loss of a probability, as rerankers have it
             return Match(_probability(found.score), self.labels[0], found)
         if positive is None and len(self.labels) == 2:

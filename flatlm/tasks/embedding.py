@@ -6,6 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from flatlm.tasks.reading import Array, ReadingTask
+from flatlm.utilities.encoded_text import EncodedText
+
+EMBEDDING, HIDDEN_STATES = "embedding", "hidden_states"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,10 @@ class Embedding:
 
 
 class EmbeddingTask(ReadingTask):
-    """The pooling, and whether vectors have the length 1, are in the graph, as the checkpoint says them."""
+    """The pooling, and whether vectors have the length 1, are in the graph, as the checkpoint says them.
+
+    A file that gives hidden states instead (`--task features`) says no pooling: their mean is taken.
+    """
 
     options: ClassVar[tuple[str, ...]] = ("pair", "truncate")
 
@@ -29,7 +35,20 @@ class EmbeddingTask(ReadingTask):
 
     def vector(self, text: str, *, truncate: bool = False) -> Array:
         """A text's vector, [D] float32."""
-        return self.read(self.encode(text, truncate=truncate), "embedding")
+        return self.vector_of(self.encode(text, truncate=truncate))
+
+    @property
+    def dimensions(self) -> int:
+        """Of a vector."""
+        name = EMBEDDING if EMBEDDING in self.outputs else HIDDEN_STATES
+        return self.width(name)
+
+    def vector_of(self, encoded: EncodedText) -> Array:
+        """The same, of its tokens."""
+        if EMBEDDING in self.outputs:
+            return self.read(encoded, EMBEDDING)
+        mean: Array = self.read(encoded, HIDDEN_STATES).mean(0)
+        return mean
 
 
 def cosine(a: Array, b: Array) -> float:

@@ -42,6 +42,22 @@ class ReadingTask(TaskRunner):
         return output
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what the model gives."""
+        outputs: tuple[str, ...] = self._runner.file.outputs
+        return outputs
+
+    def width(self, name: str) -> int:
+        """The last dimension of an output."""
+        return int(next(iter(self._runner.file.signatures.values())).outputs[name].shape[-1])
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows; 0 where its file does not say."""
+        size: int = self._runner.file.vocab_size
+        return size
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the logits' columns."""
         labels: tuple[str, ...] = self._runner.file.labels

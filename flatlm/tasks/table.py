@@ -15,13 +15,13 @@ WRITERS = (DECODER, INFILLING, ENCODER_DECODER)
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """`kinds`: of models that can do it. `head`: the head that an encoder needs for it. `runner`: the class that does it, `module:name`."""
+    """`kinds`: of models that can do it. `heads`: those that an encoder may have for it. `runner`: the class, `module:name`."""
 
     name: str
     kinds: tuple[str, ...]
     runner: str
     gives: str
-    head: str | None = None
+    heads: tuple[str, ...] = ()
 
     @property
     def runner_class(self) -> Any:
@@ -43,12 +43,12 @@ TASKS: Mapping[str, TaskRecord] = {
         TaskRecord("seq2seq", WRITERS, _WRITE, "a text made of another"),
         TaskRecord("title-generation", WRITERS, _WRITE, "a text's title"),
         TaskRecord("poetry", WRITERS, _WRITE, "a poem"),
-        TaskRecord("masklm", (ENCODER,), f"{_READ}.masked:MaskTask", "what may stand in the place of each mask", "masklm"),
-        TaskRecord("embedding", (ENCODER,), f"{_READ}.embedding:EmbeddingTask", "a vector for a text", "embedding"),
-        TaskRecord("classification", (ENCODER,), f"{_READ}.classifying:ClassificationTask", "a text's label", "classification"),
-        TaskRecord("semantic-matching", (ENCODER,), f"{_READ}.classifying:MatchingTask", "whether two texts match", "classification"),
-        TaskRecord("sequence-labeling", (ENCODER,), f"{_READ}.labeling:LabelingTask", "a label for each token", "token-classification"),
-        TaskRecord("ner", (ENCODER,), f"{_READ}.labeling:LabelingTask", "the names in a text", "token-classification"),
+        TaskRecord("masklm", (ENCODER,), f"{_READ}.masked:MaskTask", "what may stand in the place of each mask", ("masklm",)),
+        TaskRecord("embedding", (ENCODER,), f"{_READ}.embedding:EmbeddingTask", "a vector for a text", ("embedding", "features")),
+        TaskRecord("classification", (ENCODER,), f"{_READ}.classifying:ClassificationTask", "a text's label", ("classification",)),
+        TaskRecord("semantic-matching", (ENCODER,), f"{_READ}.classifying:MatchingTask", "whether two texts match", ("classification",)),
+        TaskRecord("sequence-labeling", (ENCODER,), f"{_READ}.labeling:LabelingTask", "a label for each token", ("token-classification",)),
+        TaskRecord("ner", (ENCODER,), f"{_READ}.labeling:LabelingTask", "the names in a text", ("token-classification",)),
     )
 }
 ALIASES: Mapping[str, str] = {"sequence-labeling-crf": "sequence-labeling", "ner-crf": "ner"}
@@ -67,4 +67,4 @@ def find_task(name: str) -> TaskRecord:
 
 def fitting(kind: str, head: str | None = None) -> tuple[str, ...]:
     """The tasks that models of a kind can do; of an encoder whose head is settled, those of its head."""
-    return tuple(task.name for task in TASKS.values() if kind in task.kinds and head in (None, task.head))
+    return tuple(task.name for task in TASKS.values() if kind in task.kinds and (head is None or head in task.heads))

@@ -83,6 +83,17 @@ def test_the_end_is_not_part_of_the_text(runner, letters):
     assert written(runner, letters, [1], EOS).token_ids == ()
 
 
+def test_the_stop_that_ended_the_text_is_told(runner, letters):
+    texts = [letters.decode([token]) for token in (5, 6)]
+
+    def last(*stops):
+        runner.reset()
+        return list(stream(runner, letters, [3], GenerationConfig(stop=stops, max_new_tokens=2), sampler=Planned(5, 6)))[-1]
+
+    assert (last("never", texts[1]).stop, last("never", texts[1]).finish_reason) == (texts[1], "stop")
+    assert last("never").stop is None
+
+
 @pytest.mark.parametrize("length", [1, S - 3, S - 1, S])
 def test_a_full_context_ends_the_text(runner, letters, random_ids, length):
     generation = written(runner, letters, random_ids(length), *[10] * S)

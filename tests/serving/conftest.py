@@ -19,6 +19,7 @@ from flatlm.serving.running import FlatlmServer, Served, serve
 from flatlm.serving.settings import ServerSettings
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.named_templates import PLAIN
+from tests.serving.encoder_files import EncoderFiles, make_encoder_files
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"
 
@@ -120,3 +121,8 @@ def start(demo: Served) -> Iterator[Callable[..., Running]]:
     yield make
     for context in reversed(opened):
         context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def encoder_files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
+    return make_encoder_files(tmp_path_factory.mktemp("encoders"))

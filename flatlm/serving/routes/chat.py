@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from flatlm.generative.generate import Piece
 from flatlm.generative.generation_config import Grammar
 from flatlm.serving import sse
 from flatlm.serving.choices import FINISH, Choices, now
@@ -15,6 +16,7 @@ from flatlm.serving.errors import BadRequest
 from flatlm.serving.logprobs import chat_logprobs
 from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
 from flatlm.serving.schemas.chat import ChatCompletion, ChatRequest, JsonObjectFormat, JsonSchemaFormat, Message
+from flatlm.serving.text_model import TextModel
 from flatlm.serving.tools import ToolCallParser, call_grammar, is_required, offered
 from flatlm.serving.writing import choices, generation_config, require_stream_options_fit
 
@@ -54,16 +56,21 @@ async def begin(server: "Server", body: ChatRequest) -> "Chat":
         grammar = call_grammar(tools)
     elif grammar is not None and (body.grammar or body.regex):
         raise BadRequest("give one of response_format, grammar and regex, not several", param="response_format")
-    ids = await model.chat_tokens(
-        [_plain(message) for message in body.messages],
-        [tool.model_dump(exclude_none=True) for tool in tools] or None,
-    )
+    ids = await read(model, body)
     longest = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     config = generation_config(body, server.settings, model, max_new_tokens=longest, logprobs=logprobs, grammar=grammar)
     n = choices(body, server.settings)
     parsers = [ToolCallParser(tools, required=is_required(body)) for _ in range(n)]
-    return Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), parsers)
+    chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), parsers)
+    server.answers[chat.id] = chat.choices
+    return chat
+
+
+async def read(model: TextModel, body: ChatRequest) -> list[int]:
+    """The ids of a conversation, as the model reads it. BadRequest where there is no way to say it."""
+    tools = [tool.model_dump(exclude_none=True) for tool in offered(body)]
+    return await model.chat_tokens([_plain(message) for message in body.messages], tools or None)
 
 
 class Chat:
@@ -74,23 +81,35 @@ class Chat:
         self._body, self._parsers = body, parsers
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": now(), "model": body.model, "system_fingerprint": "flatlm"}
 
+    @property
+    def id(self) -> str:
+        return str(self._head["id"])
+
+    async def parts(self) -> AsyncIterator[tuple[int, str, list[dict[str, Any]], list[Piece]]]:
+        """What is certain, as it comes: more of a text, new calls, and the pieces they come from, after the text's place."""
+        async for place, pieces in self.choices.pieces():
+            parser = self._parsers[place]
+            text, calls = parser.push("".join(piece.text for piece in pieces))
+            if pieces[-1].finish_reason is not None:
+                rest, last = parser.finish()
+                text, calls = text + rest, calls + last
+            yield place, text, calls, pieces
+
     async def whole(self) -> dict[str, Any]:
         """At once."""
         texts = ["" for _ in self._parsers]
-        pieces: list[list[Any]] = [[] for _ in self._parsers]
-        reasons = ["" for _ in self._parsers]
-        async for place, new in self.choices.pieces():
+        pieces: list[list[Piece]] = [[] for _ in self._parsers]
+        async for place, text, _, new in self.parts():
+            texts[place] += text
             pieces[place] += new
-            texts[place] += self._parsers[place].push("".join(piece.text for piece in new))[0]
-            reasons[place] = new[-1].finish_reason or ""
         found = []
         for place, parser in enumerate(self._parsers):
-            text = texts[place] + parser.finish()[0]
+            text = texts[place]
             message: dict[str, Any] = {"role": "assistant", "content": None if parser.calls and not text.strip() else text, "refusal": None}
             if parser.calls:
                 message["tool_calls"] = parser.calls
             logprobs = chat_logprobs(pieces[place]) if self._body.logprobs else None
-            reason = "tool_calls" if parser.calls else FINISH[reasons[place]]
+            reason = "tool_calls" if parser.calls else FINISH[pieces[place][-1].finish_reason or ""]
             found.append({"index": place, "message": message, "logprobs": logprobs, "finish_reason": reason})
         return {**self._head, "object": "chat.completion", "choices": found, "usage": self.choices.usage()}
 
@@ -98,12 +117,8 @@ class Chat:
         """As it comes."""
         begun: set[int] = set()
         try:
-            async for place, pieces in self.choices.pieces():
+            async for place, text, calls, pieces in self.parts():
                 parser, reason = self._parsers[place], pieces[-1].finish_reason
-                text, calls = parser.push("".join(piece.text for piece in pieces))
-                if reason is not None:
-                    rest, last = parser.finish()
-                    text, calls = text + rest, calls + last
                 delta: dict[str, Any] = {} if place in begun else {"role": "assistant", "content": "", "refusal": None}
                 begun.add(place)
                 if text:

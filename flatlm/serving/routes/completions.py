@@ -70,7 +70,9 @@ async def begin(server: "Server", body: CompletionRequest) -> "Written":
         model.require_fits(prompt.ids)
     if body.echo and body.logprobs is not None:
         prompts = [await _scored(model, prompt, body.logprobs, deadline) for prompt in prompts]
-    return Written(body, model, prompts, Choices(model, [prompt.ids for prompt in prompts], config, n=n, deadline=deadline))
+    written = Written(body, model, prompts, Choices(model, [prompt.ids for prompt in prompts], config, n=n, deadline=deadline))
+    server.answers[written.id] = written.choices
+    return written
 
 
 async def _prompts(model: TextModel, body: CompletionRequest) -> list[Prompt]:
@@ -109,6 +111,10 @@ class Written:
             "model": body.model,
             "system_fingerprint": "flatlm",
         }
+
+    @property
+    def id(self) -> str:
+        return str(self._head["id"])
 
     async def whole(self) -> dict[str, Any]:
         """At once."""

@@ -1,0 +1,44 @@
+"""/v1/messages and /v1/messages/count_tokens: Anthropic's Messages API."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from flatlm.serving import sse
+from flatlm.serving.anthropic_events import MessageTeller
+from flatlm.serving.anthropic_request import chat_request
+from flatlm.serving.routes import chat
+from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.anthropic import CountRequest, MessageErrorObject, MessageObject, MessagesRequest, TokenCount
+from flatlm.serving.typed_events import events, whole
+
+if TYPE_CHECKING:
+    from flatlm.serving.app import Server
+
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {**told, "model": MessageErrorObject} for status, told in WRITES.items()}
+
+
+def router(server: "Server") -> APIRouter:
+    routes = APIRouter(prefix="/v1/messages", tags=["writing"])
+
+    @routes.post("", response_model=MessageObject, responses=EVENTS | REFUSALS)
+    async def create_message(request: Request, body: MessagesRequest) -> Response:
+        """The next turn of a conversation; with stream = true, as Anthropic's events."""
+        written = await sse.unless_gone(request, chat.begin(server, chat_request(body)))
+        teller = MessageTeller(body, prompt_tokens=written.choices.prompt_tokens)
+        server.answers[teller.id] = written.choices
+        try:
+            if body.stream:
+                return await sse.stream(request, events(written, teller))
+            return json_response(await sse.unless_gone(request, whole(written, teller)))
+        except BaseException:
+            written.choices.close()
+            raise
+
+    @routes.post("/count_tokens", responses=REFUSALS)
+    async def count_tokens(body: CountRequest) -> TokenCount:
+        """How many tokens a conversation has, as the model reads it."""
+        return TokenCount(input_tokens=len(await chat.read(server.text_model(body.model), chat_request(body))))
+
+    return routes

@@ -1,0 +1,37 @@
+"""/v1/responses: OpenAI's Responses API, without state."""
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from flatlm.serving import sse
+from flatlm.serving.response_events import ResponseTeller
+from flatlm.serving.response_request import chat_request
+from flatlm.serving.routes import chat
+from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.responses import ResponseObject, ResponsesRequest
+from flatlm.serving.typed_events import events, whole
+
+if TYPE_CHECKING:
+    from flatlm.serving.app import Server
+
+
+def router(server: "Server") -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["writing"])
+
+    @routes.post("/responses", response_model=ResponseObject, responses=EVENTS | WRITES)
+    async def create_response(request: Request, body: ResponsesRequest) -> Response:
+        """The next turn of a conversation; with stream = true, as typed events. Nothing is kept for a later request."""
+        written = await sse.unless_gone(request, chat.begin(server, chat_request(body)))
+        teller = ResponseTeller(body)
+        server.answers[teller.id] = written.choices
+        try:
+            if body.stream:
+                return await sse.stream(request, events(written, teller))
+            return json_response(await sse.unless_gone(request, whole(written, teller)))
+        except BaseException:
+            written.choices.close()
+            raise
+
+    return routes

@@ -58,8 +58,13 @@ class EncoderEngine:
         assert isinstance(task, ReadingTask)
         return cls(task)
 
-    def begin(self, request: EmbedRequest | ScoreRequest) -> "Reading":
+    @property
+    def full(self) -> bool:
         """There is always room: a text that was read leaves nothing behind."""
+        return False
+
+    def begin(self, request: EmbedRequest | ScoreRequest) -> "Reading":
+        """It is read when its turn comes."""
         if isinstance(request, EmbedRequest):
             return Reading(self.embed(request.texts, truncate=request.truncate))
         return Reading(self.score(request.query, request.documents, truncate=request.truncate))

@@ -19,6 +19,7 @@ from flatlm.errors import FlatlmError
 from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversation
 from flatlm.generative.chatting.params import params_of
 from flatlm.generative.session import Session
+from flatlm.generative.speculation import open_runner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = sampling_options.config_of(args)
     (model,) = served.open_served(args, plain=True)
-    with served.open_runner(model) as runner:
+    with open_runner(model.file, model.draft, threads=model.threads) as runner:
         runner.require_left_to_right()
         session = Session(runner, model.tokenizer)
         conversation = Conversation(

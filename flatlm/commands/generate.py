@@ -19,6 +19,7 @@ from flatlm.generative.generation_config import GenerationConfig, Grammar
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.runner import Runner
+from flatlm.generative.speculation import VERIFY_LENGTH, SpeculativeRunner, describe_counts, open_runner
 from flatlm.utilities.reading import AS_IT_SAYS
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-tokenizer", type=Path, metavar="FILE", help="what is written in, where a model reads another alphabet (--tokenizer's)"
     )
+    parser.add_argument("--draft", type=Path, metavar="FILE", help="an exported smaller model of the same tokens, which guesses ahead")
     parser.add_argument("--threads", type=int, help="threads to run with (all cores)")
 
 
@@ -47,20 +49,32 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     tokenizer = _settle_file(args)
     kind = read_content(args.file).kind
+    if args.draft is not None and kind in (ENCODER_DECODER, INFILLING):
+        raise RuntimeFileError(f"--draft goes with models that write on, and {args.file} is of the kind {kind}")
     if kind == ENCODER_DECODER:
         return _rewrite(args, tokenizer, config)
     if args.output_tokenizer is not None:
         raise TokenizerError(f"--output-tokenizer is for models that read one text and write another; {args.file} is of another kind")
     if kind == INFILLING:
         return _fill(args, tokenizer, config)
-    with Runner.open(args.file, threads=args.threads) as runner:
+    with open_runner(args.file, args.draft, threads=args.threads) as runner:
         prompt_ids = tokenizer.encode(args.prompt)
         if args.json:
-            base.print_json(_plain(generate(runner, tokenizer, prompt_ids, config)))
+            answer = _plain(generate(runner, tokenizer, prompt_ids, config))
+            base.print_json(answer | _speculation(runner))
             return 0
         sys.stdout.write(args.prompt)
         _print(stream(runner, tokenizer, prompt_ids, config))
+        if isinstance(runner, SpeculativeRunner):
+            print(describe_counts(runner.counts), file=sys.stderr)
     return 0
+
+
+def _speculation(runner: Runner | SpeculativeRunner) -> dict[str, Any]:
+    """What came of a draft, as JSON."""
+    if not isinstance(runner, SpeculativeRunner):
+        return {}
+    return {"speculation": {**dataclasses.asdict(runner.counts), "acceptance": runner.counts.acceptance}}
 
 
 def _config(args: argparse.Namespace) -> GenerationConfig:
@@ -99,7 +113,8 @@ def _settle_file(args: argparse.Namespace) -> Tokenizer:
     from flatlm.generative.export_cache import cached_export
     from flatlm.utilities.exporter import ExportRequest
 
-    request = ExportRequest(args.checkpoint, args.checkpoint, find_recipe(args.recipe or "dynamic_int8"), reading=reading)
+    recipe, verify_length = find_recipe(args.recipe or "dynamic_int8"), None if args.draft is None else VERIFY_LENGTH
+    request = ExportRequest(args.checkpoint, args.checkpoint, recipe, reading=reading, verify_length=verify_length)
     with base.progress_bar() as progress:
         args.file = cached_export(request, progress=progress)
     return Tokenizer.load(args.tokenizer or args.checkpoint)

@@ -10,9 +10,8 @@ from flatlm.commands import base
 from flatlm.commands.export import one_or_more
 from flatlm.errors import ExportError, RuntimeFileError
 from flatlm.generative.engine_config import EngineConfig
-from flatlm.generative.runner import Runner
 from flatlm.generative.source import is_exported, open_source
-from flatlm.generative.speculation import SpeculativeRunner, open_speculative
+from flatlm.generative.speculation import VERIFY_LENGTH
 from flatlm.utilities.named_templates import PLAIN, find_template
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -51,8 +50,6 @@ _OF_EXPORTS = {
     "module_map": "--module-map",
 }
 """Arguments that say nothing of a file that is exported already."""
-_VERIFY_LENGTH = 4
-"""Tokens of a draft that a checkpoint's export checks at once."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -87,13 +84,6 @@ def open_served(args: argparse.Namespace, *, plain: bool = False) -> list[Served
     return [_open(source, args, template, plain=plain, several=len(sources) > 1) for source in sources]
 
 
-def open_runner(served: Served) -> Runner | SpeculativeRunner:
-    """The loaded model, with its draft. Raises RuntimeFileError."""
-    if served.draft is not None:
-        return open_speculative(served.file, served.draft, threads=served.threads)
-    return Runner.open(served.file, threads=served.threads)
-
-
 def _open(source: Path, args: argparse.Namespace, template: str | None, *, plain: bool, several: bool) -> Served:
     # Beside other models, a bundle is not the one that a tokenizer is given for: it has its own.
     own = several and source.suffix == BUNDLE
@@ -123,6 +113,6 @@ def _engine_config(args: argparse.Namespace, source: Path) -> EngineConfig:
         custom=args.custom,
         family=args.model,
         ignored_config_keys=tuple(args.ignore_config_key),
-        verify_length=None if args.draft is None else _VERIFY_LENGTH,
+        verify_length=None if args.draft is None else VERIFY_LENGTH,
         threads=args.threads,
     )

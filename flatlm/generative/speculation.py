@@ -20,6 +20,9 @@ from flatlm.generative.model_file import ModelFile
 from flatlm.generative.runner import Runner
 from flatlm.generative.signature_calls import Logits
 
+VERIFY_LENGTH = 4
+"""Tokens of a draft that a checkpoint's export checks at once, where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class SpeculationCounts:
@@ -204,12 +207,23 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return sure + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a[sure:], b[sure:], strict=False)))
 
 
-def open_speculative(file: Path | str, draft: Path | str, *, threads: int | None = None) -> SpeculativeRunner:
-    """A file with its draft. Raises RuntimeFileError where they do not fit one another."""
+def open_runner(file: Path | str, draft: Path | None, *, threads: int | None = None) -> Runner | SpeculativeRunner:
+    """A file, with its draft where there is one. Raises RuntimeFileError where they do not fit one another."""
     target = Runner.open(file, threads=threads)
+    if draft is None:
+        return target
     try:
-        ahead = Runner.open(draft, threads=threads)
+        return SpeculativeRunner(target, Runner.open(draft, threads=threads))
     except BaseException:
         target.close()
         raise
-    return SpeculativeRunner(target, ahead)
+
+
+def describe_counts(counts: SpeculationCounts) -> str:
+    """In a line, for people."""
+    if counts.acceptance is None:
+        return "the draft proposed nothing"
+    return (
+        f"draft: {counts.acceptance:.0%} of {counts.proposed} proposals accepted, {counts.tokens} tokens in {counts.target_calls} calls "
+        f"of the model ({counts.tokens / counts.target_calls:.2f} a call)"
+    )

@@ -9,7 +9,7 @@ from flatlm.generative.generate import Piece
 from flatlm.generative.logprobs import TokenLogprob, token_logprob
 from flatlm.generative.runner import Runner
 from flatlm.generative.session import Session, TurnStats
-from flatlm.generative.speculation import SpeculativeRunner, open_speculative
+from flatlm.generative.speculation import SpeculativeRunner, open_runner
 from flatlm.serving.messages import EngineSpec, ScoreRequest, WriteRequest
 
 WORTH_WAITING = 16
@@ -32,11 +32,7 @@ class TextEngine:
     def open(cls, spec: EngineSpec) -> "TextEngine":
         """Raises RuntimeFileError, TokenizerError where the file cannot be served."""
         tokenizer = file_tokenizer(spec.file, spec.tokenizer)
-        first: Runner | SpeculativeRunner
-        if spec.draft is None:
-            first = Runner.open(spec.file, threads=spec.threads)
-        else:
-            first = open_speculative(spec.file, spec.draft, threads=spec.threads)
+        first = open_runner(spec.file, spec.draft, threads=spec.threads)
         first.require_left_to_right()
         unused = [first]
 

@@ -9,9 +9,10 @@ import pytest
 
 import flatlm
 from flatlm.commands import served
-from flatlm.commands.served import Served, open_runner, open_served
+from flatlm.commands.served import Served, open_served
 from flatlm.errors import CheckpointError, ExportError, RecipeError, RuntimeFileError, TokenizerError
 from flatlm.generative import export_cache
+from flatlm.generative.speculation import open_runner
 from flatlm.utilities.exporter import ExportRequest
 from flatlm.utilities.named_templates import CHATML, PLAIN
 from flatlm.utilities.reading import Reading
@@ -37,7 +38,7 @@ def test_a_bundle_brings_its_tokenizer(bundle: Path) -> None:
     (found,) = opened(bundle, "--threads", "1")
     assert (found.name, found.file, found.tokenizer_source, found.template) == (bundle.name, bundle, None, None)
     assert not found.has_template
-    with open_runner(found) as runner:
+    with open_runner(found.file, found.draft, threads=found.threads) as runner:
         assert (runner.threads, runner.cache_length) == (1, 48)
 
 

@@ -64,6 +64,23 @@ def test_verify_against_the_eager_model_on_given_prompts(checkpoint: Path, bundl
     assert report["tokens_compared"] >= 40
 
 
+def test_generate_with_a_draft(checkpoint: Path, bundle: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "checked.litertlm"
+    options = ["--recipe", "none", "--prefill", "4", "--kv-cache-len", "24,48", "--verify-len", "3", "--no-verify"]
+    assert main(["export", str(checkpoint), "-o", str(path), *options]) == 0
+    asked = ["--prompt", "the cat sat", "--max-new-tokens", "30"]
+    alone = run_json(capsys, "generate", str(bundle), *asked)
+    drafted = run_json(capsys, "generate", str(path), *asked, "--draft", str(bundle))
+    assert drafted["token_ids"] == alone["token_ids"]
+    assert "speculation" not in alone
+    told = drafted["speculation"]
+    assert told["tokens"] == 30 and told["target_calls"] == 10 and told["acceptance"] == 1.0  # the same weights: it is always right
+    assert main(["generate", str(path), *asked, "--draft", str(bundle)]) == 0
+    assert "draft: 100% of 20 proposals accepted, 30 tokens in 10 calls" in capsys.readouterr().err
+    assert main(["generate", str(bundle), *asked, "--draft", str(path)]) == 2
+    assert f"{bundle} has no signature that checks a draft: export it with --verify-len 4" in capsys.readouterr().err
+
+
 def test_generate(checkpoint: Path, bundle: Path, capsys) -> None:
     import transformers
 

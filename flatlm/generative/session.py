@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from flatlm.errors import RuntimeFileError
 from flatlm.generative.generate import Piece, TextTokenizer, stream
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Writer
+from flatlm.generative.speculation import common
 
 
 class SessionRunner(Writer, Protocol):
@@ -55,9 +55,8 @@ class Session:
 
     def shared(self, ids: Sequence[int]) -> int:
         """How many of a prompt's tokens need not be read, all but the last at most: they are in the cache, and it can go back to them."""
-        pairs = zip(self._text[: self.runner.position], ids[:-1], strict=False)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return common if self.runner.can_rewind(common) else 0
+        found = common(self._text[: self.runner.position], [*ids[:-1]])
+        return found if self.runner.can_rewind(found) else 0
 
     def stream(self, ids: Sequence[int], config: GenerationConfig) -> Generator[Piece, None, None]:
         """The answer to a prompt, which is the whole text up to it. It is read when the first piece is asked for.

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatlm.errors import RuntimeFileError
@@ -9,6 +9,8 @@ from flatlm.generative.sampling import Sampler
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15])).astype(np.float32) + 3
 arrays = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=60).map(lambda values: np.array(values, np.float32))
+
+untimed = settings(deadline=None)
 
 
 def drawing(temperature=0.0, **options):
@@ -60,12 +62,14 @@ def test_top_p_counts_what_top_k_left():
     assert shares(drawing(1.0, top_k=2, top_p=0.5, seed=0), draws=200)[1] == 1
 
 
+@untimed
 @given(arrays, st.integers(0, 99))
 def test_top_k_of_one_and_a_tiny_top_p_are_greedy(logits, seed):
     assert drawing(0.7, top_k=1, seed=seed).pick(logits) == Sampler().pick(logits)
     assert drawing(0.7, top_p=1e-9, seed=seed).pick(logits) == Sampler().pick(logits)
 
 
+@untimed
 @given(arrays, st.floats(0.01, 0.999), st.floats(0.2, 3))
 def test_top_p_never_leaves_the_plain_definition(logits, top_p, temperature):
     weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)

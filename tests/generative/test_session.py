@@ -159,3 +159,22 @@ def test_a_turn_is_timed(tiny_file, random_ids):
         assert 0 < last.prefill_s < last.time_to_first_token_s
         assert last.decode_s > 0
         assert (last.prompt_tokens, last.shared_tokens, last.new_tokens) == (20, 0, 4)
+
+
+def test_a_session_goes_on_from_anothers_text(tiny_file, random_ids):
+    with Runner.open(tiny_file, threads=1) as first, first.sibling() as second:
+        session, other, prompt = Session(first, Letters()), Session(second, Letters()), random_ids(12)
+        answer = joined(session.stream(prompt, GenerationConfig(max_new_tokens=6)), prompt)
+        begun = other.stream(random_ids(5, seed=2), LONG)
+        next(begun)
+        other.adopt(session)
+        assert other.held == session.held == (*prompt, *answer.token_ids[:-1])
+        with pytest.raises(RuntimeFileError, match="this stream has ended"):
+            next(begun)
+        following = [*prompt, *answer.token_ids, 20]
+        found = joined(other.stream(following, GenerationConfig(max_new_tokens=4)), following)
+        assert other.last.shared_tokens == 17
+        assert session.held == (*prompt, *answer.token_ids[:-1])  # which is left as it was
+        assert found == joined(session.stream(following, GenerationConfig(max_new_tokens=4)), following)
+        first.reset()
+        assert generate(first, Letters(), following, GenerationConfig(max_new_tokens=4)) == found

@@ -42,7 +42,7 @@ def main() -> None:
                 session.reset()
                 talk = Conversation(session, tokenizer, template=tokenizer.chat_template or PLAIN, config=config)
                 found.append([turn(talk, question, keeps=keeps) for _ in range(args.turns)])
-    print("| turn | tokens of the prompt | read, cache kept | first token after, s | read, from the beginning | first token after, s | ratio |")
+    print("| turn | tokens of the prompt | read, cache kept | first token after, s | read, all anew | first token after, s | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for number, (ours, others) in enumerate(zip(zip(*kept, strict=True), zip(*anew, strict=True), strict=True), 1):
         reads = [turns[0].prompt_tokens - turns[0].shared_tokens for turns in (ours, others)]

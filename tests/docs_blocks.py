@@ -1,7 +1,7 @@
 """A page of documentation, executed: what it shows is what a reader gets.
 
-Of its fenced blocks, ```python FILE.py and ```text FILE are files that the reader writes, ```python is a program, and ```console commands of
-`flatlm` (`< FILE`: what they are told) with what they print, numbers aside; `...` stands for the rest of it. All other blocks are only read.
+Of its fenced blocks, ```python FILE.py and ```text FILE are files that the reader writes, ```python is a program, and ```console commands
+of `flatlm` (`< FILE`: what they are told) with what they print, numbers aside; `...` stands for the rest of it. Others are only read.
 """
 
 import re

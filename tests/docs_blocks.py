@@ -1,7 +1,7 @@
 """A page of documentation, executed: what it shows is what a reader gets.
 
-Of its fenced blocks, ```python FILE.py is a file that the reader writes, ```python a program, and ```console commands of `flatlm` with what
-they print, numbers aside; `...` stands for the rest of it. Blocks in other languages are only read.
+Of its fenced blocks, ```python FILE.py and ```text FILE are files that the reader writes, ```python is a program, and ```console commands
+of `flatlm` (`< FILE`: what they are told) with what they print, numbers aside; `...` stands for the rest of it. Others are only read.
 """
 
 import re
@@ -53,7 +53,7 @@ def run_page(page: Path, folder: Path, *, not_run: Sequence[str] = (), not_compa
         (folder / "flatlm").symlink_to(ROOT / "flatlm")
     compared = 0
     for block in blocks(page.read_text("utf-8")):
-        if block.language == "python" and block.file is not None:
+        if block.language in ("python", "text") and block.file is not None:
             (folder / block.file).write_text(block.text, "utf-8")
         elif block.language == "python":
             done = _run([sys.executable, "-c", block.text], folder)
@@ -69,9 +69,13 @@ def run_page(page: Path, folder: Path, *, not_run: Sequence[str] = (), not_compa
 def _run_command(command: str, expected: str, folder: Path, *, compare: bool) -> bool:
     program, *arguments = shlex.split(command)
     assert program == "flatlm", command
-    done = _run([sys.executable, "-m", "flatlm.cli", *arguments], folder)
+    told = None
+    if "<" in arguments:
+        *arguments, _, name = arguments
+        told = (folder / name).read_text("utf-8")
+    done = _run([sys.executable, "-m", "flatlm.cli", *arguments], folder, told)
     printed = done.stdout + done.stderr
-    assert done.returncode == (2 if re.match(r"flatlm \w+: ", expected) else 0), printed
+    assert done.returncode == (2 if re.search(r"^flatlm \w+: ", expected, re.MULTILINE) else 0), printed
     if compare:
         shown, got = shape(expected), shape(printed)
         if shown[-1] == "...":
@@ -81,5 +85,5 @@ def _run_command(command: str, expected: str, folder: Path, *, compare: bool) ->
     return compare
 
 
-def _run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def _run(command: list[str], folder: Path, told: str | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=folder, input=told, capture_output=True, text=True, check=False)

@@ -17,6 +17,7 @@ from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.utilities.bundling import bundled_tokenizer
 from tests.chat_files import CONTEXT, DEMO, chat_bundle
+from tests.docs_blocks import run_page
 
 ROOT = Path(flatlm.__file__).parents[1]
 SLOW = """
@@ -283,3 +284,8 @@ def test_what_a_template_refuses_is_said_and_the_next_is_answered(bundle: Path, 
     assert done.returncode == 2
     assert done.stderr == "flatlm chat: the chat template refuses these messages: TemplateError: not that\n"
     assert done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path: Path) -> None:
+    assert run_page(ROOT / "docs" / "chat.md", tmp_path, not_compared=("flatlm chat story.litertlm --max-new-tokens",)) == 2

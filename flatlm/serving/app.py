@@ -1,6 +1,6 @@
 """The HTTP server's application: models in, endpoints out."""
 
-import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from flatlm.errors import FlatlmError
 from flatlm.serving.choices import Choices
 from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
-from flatlm.serving.limits import ApiKeys, BodyLimit
+from flatlm.serving.limits import ApiKeys, BodyLimit, HostNames
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
 from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, rerank, responses_api
 from flatlm.serving.settings import ServerSettings
@@ -26,6 +26,8 @@ from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
 
 Model: TypeAlias = TextModel | EncoderModel
+_ALTERNATIVE = re.compile(r"^(str|int|[A-Z]\w+)$|[\[-]|^\(")
+"""What pydantic calls the alternatives of a field, and the tags of schemas/shapes.py."""
 _LOG = logging.getLogger(__name__)
 ROUTERS = (
     health.router,
@@ -111,20 +113,25 @@ def create_app(models: Mapping[str, Model], settings: ServerSettings) -> FastAPI
         app.include_router(router(server))
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(HostNames, settings=settings)
     app.add_middleware(CountRequests, metrics=server.metrics)
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _description(app, list(server.models))  # type: ignore[method-assign]
     return app
 
 
-def _description(app: FastAPI) -> dict[str, Any]:
+def _description(app: FastAPI, names: list[str]) -> dict[str, Any]:
     """The OpenAPI description, without the 422 of FastAPI's own, which is never sent."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        kinds = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
-            schema.get("components", {}).get("schemas", {}).pop(name, None)
+            kinds.pop(name, None)
+        for kind in kinds.values():
+            if "maxLength" in (model := kind.get("properties", {}).get("model", {})):
+                model["examples"] = names
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -140,23 +147,29 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def describe_invalid(errors: Any) -> BadRequest:
-    """The first thing that is wrong with a body. Of a union's alternatives, the one that the value came furthest in."""
-    first = max(errors, key=lambda each: (each["type"] == "extra_forbidden", -errors.index(each)))
+    """What is wrong with a body: an unknown field, or else the alternatives of a field that its value came furthest in."""
+    first = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"]), -errors.index(each)))
     if first["type"] == "json_invalid":
         return BadRequest(f"the body is not JSON: {first['ctx'].get('error', 'it cannot be read')}")
-    field = _field(first["loc"])
+    field = _field(first)
     if first["type"] == "extra_forbidden":
         return BadRequest(f"unknown field {field}: it is not one of this endpoint's", param=field, code="unknown_field")
-    return BadRequest(f"{field or 'the body'}: {first['msg']}", param=field)
+    same = [each["msg"] for each in errors if _field(each) == field and len(each["loc"]) == len(first["loc"])]
+    return BadRequest(f"{field or 'the body'}: {'; or: '.join(dict.fromkeys(same))}", param=field)
 
 
-def _field(location: tuple[str | int, ...]) -> str | None:
-    """`messages[0].role`."""
-    text = ""
-    for part in location[1:]:
-        if isinstance(part, str) and part.startswith("("):  # a tag of schemas/shapes.py
-            continue
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+def _field(error: Mapping[str, Any]) -> str | None:
+    """`messages[0].role`, without the names that pydantic has for the alternatives of a field."""
+    parts, last = list(error["loc"][1:]), []
+    if error["type"] == "extra_forbidden":
+        parts, last = parts[:-1], parts[-1:]
+    text, before = "", None
+    for part in [part for part in parts if isinstance(part, int) or not _ALTERNATIVE.search(part)] + last:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part != before:
+            text += f".{part}"
+        before = part
     return text.removeprefix(".")[:200] or None
 
 

@@ -1,17 +1,19 @@
-"""docs/embeddings_api.md and docs/other_apis.md: their programs and their curl commands, asked of real servers."""
+"""docs/serving.md, docs/embeddings_api.md and docs/other_apis.md: their programs and their curl commands, asked of real servers."""
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flatlm.serving.messages import EngineSpec
 from flatlm.serving.running import Served
-from tests.docs_blocks import ROOT, blocks
+from tests.docs_blocks import ROOT, blocks, run_page
 from tests.serving.conftest import Running, running
 from tests.serving.encoder_files import EncoderFiles
 
@@ -68,3 +70,9 @@ def test_other_apis(server: Running, capsys: pytest.CaptureFixture[str]) -> None
     assert len(responses.splitlines()) > 1
     assert re.match(r"(stop_sequence|max_tokens|end_turn) \d+\n\d+ tokens\n.+", messages)
     assert cancel == "200 stop\n"
+
+
+def test_the_page_does_what_it_shows(demo_file: Path, tmp_path: Path) -> None:
+    """With the export that the tests share, in place of the page's own."""
+    shutil.copy(demo_file, tmp_path / "story.litertlm")
+    run_page(ROOT / "docs" / "serving.md", tmp_path, not_run=["flatlm export"])

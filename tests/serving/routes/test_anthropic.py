@@ -73,7 +73,7 @@ def test_a_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:
 
 
 def test_a_call_that_must_be(claude: anthropic.Anthropic) -> None:
-    asked = ASKED | {"tools": [TOOL], "tool_choice": {"type": "any"}, "max_tokens": 100}
+    asked = ASKED | {"tools": [TOOL], "tool_choice": {"type": "any"}, "max_tokens": 200, "temperature": 0}
     answer = claude.messages.create(**asked)
     (block,) = answer.content
     assert (answer.stop_reason, block.type, block.name) == ("tool_use", "tool_use", "weather")
@@ -87,7 +87,8 @@ def test_a_call_that_must_be(claude: anthropic.Anthropic) -> None:
 
 def test_a_schema_is_kept(claude: anthropic.Anthropic) -> None:
     schema = {"type": "object", "properties": {"name": {"enum": ["Lily", "Tom"]}}, "required": ["name"], "additionalProperties": False}
-    answer = claude.messages.create(**ASKED, output_config={"format": {"type": "json_schema", "schema": schema}})
+    asked = ASKED | {"max_tokens": 200, "temperature": 0}
+    answer = claude.messages.create(**asked, output_config={"format": {"type": "json_schema", "schema": schema}})
     assert json.loads(answer.content[0].text)["name"] in ("Lily", "Tom")
 
 

@@ -71,13 +71,13 @@ def test_the_packages_own_reader_of_streams(client: openai.OpenAI) -> None:
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"name": {"enum": ["Lily", "Tom"]}}, "required": ["name"], "additionalProperties": False}
     text: Any = {"format": {"type": "json_schema", "name": "child", "schema": schema}}
-    answer = client.responses.create(model="demo", input=PROMPT, text=text)
+    answer = client.responses.create(model="demo", input=PROMPT, text=text, temperature=0)
     assert json.loads(answer.output_text)["name"] in ("Lily", "Tom")
     assert answer.status == "completed"
 
 
 def test_a_call_that_must_be(client: openai.OpenAI) -> None:
-    options: Any = {"model": "demo", "tools": [TOOL], "tool_choice": "required"}
+    options: Any = {"model": "demo", "tools": [TOOL], "tool_choice": "required", "temperature": 0}
     answer = client.responses.create(input=PROMPT, **options)
     (call,) = answer.output
     assert (call.type, call.name) == ("function_call", "weather")
@@ -90,7 +90,7 @@ def test_a_call_that_must_be(client: openai.OpenAI) -> None:
         *answer.output,
         {"type": "function_call_output", "call_id": call.call_id, "output": "5"},
     ]
-    assert client.responses.create(model="demo", input=again, tools=[TOOL], max_output_tokens=5).output_text
+    assert client.responses.create(model="demo", input=again, tools=[TOOL], max_output_tokens=5, temperature=0).output_text
 
 
 @pytest.mark.parametrize(

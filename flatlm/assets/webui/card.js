@@ -2,17 +2,19 @@
 
 import { find, make, megabytes, whole } from "./dom.js";
 
+// 0.0215, 7.28e-13
+const small = (value) => (value === 0 || value >= 0.001 ? String(Number(value.toPrecision(3))) : value.toExponential(2));
 const FIGURES = [
   {
     key: "max_abs_error",
     name: "Largest error of a logit",
-    form: (value) => value.toPrecision(3),
+    form: small,
     meaning: "How far any score of any token was from the original's, at worst. It may be a score that no text depends on.",
   },
   {
     key: "mean_kl",
     name: "Mean KL divergence",
-    form: (value) => value.toExponential(2),
+    form: small,
     meaning: "How far the probabilities of the next token are from the original's, on average, in nats. 0: not at all.",
   },
   {
@@ -30,7 +32,7 @@ const FIGURES = [
   {
     key: "squared_error",
     name: "Relative squared error",
-    form: (value) => value.toExponential(2),
+    form: small,
     meaning: "The outputs' squared error as a part of their size. 0: none.",
   },
 ];
@@ -85,7 +87,7 @@ function verification(found, recipe) {
     rows.push(row("Greedy tokens until divergence", `${found.greedy_tokens_equal} of ${found.greedy_tokens}`, "none", GREEDY));
   }
   const [kind, word] = found.passed ? ["good", "passed"] : ["bad", "not passed"];
-  const on = ` on ${whole(found.tokens_compared ?? 0)} tokens, run in the file itself, against ${found.against ?? "the reference"}.`;
+  const on = ` on ${whole(found.tokens_compared ?? 0)} tokens, by running the file itself, against ${found.against ?? "the reference"}.`;
   const titles = ["Figure", "Measured", "Bound", "In plain words"].map((textContent) => make("th", { scope: "col", textContent }));
   const table = make("table", { className: "verification" }, make("thead", {}, make("tr", {}, ...titles)), make("tbody", {}, ...rows));
   return [

@@ -221,7 +221,8 @@ function fit() {
 }
 
 function welcome(model) {
-  const facts = [model.family, model.recipe, model.bytes && megabytes(model.bytes), `room for ${whole(model.context)} tokens`];
+  const recipe = model.manifest.recipe?.summary ?? model.recipe;
+  const facts = [model.family, recipe, model.bytes && megabytes(model.bytes), `room for ${whole(model.context)} tokens`];
   const begin = (text) => button(text, () => ((find("prompt").value = text), fit(), find("prompt").focus()), { className: "start" });
   return [
     make("h2", { textContent: model.file }),

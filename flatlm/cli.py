@@ -21,6 +21,7 @@ VERBS = {
     "generate": "text from an exported file",
     "chat": "talk to an exported file, or to a checkpoint, in the terminal",
     "predict": "a task on texts: masked words, embeddings, labels, names, titles",
+    "webui": "a page to talk to exported files, two side by side, and the same server",
     "serve": "an OpenAI-compatible server over exported files",
     "evaluate": "perplexity of an exported file, its distance from the checkpoint, and lm-eval tasks",
     "benchmark": "speed and memory of an exported file",

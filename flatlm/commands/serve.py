@@ -5,6 +5,7 @@ import asyncio
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,19 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, models = settings_of(args), models_of(args)
+    serve_until_ended(args, settings, models, path="/v1")
+    return 0
+
+
+def serve_until_ended(
+    args: argparse.Namespace,
+    settings: ServerSettings,
+    models: "list[Served]",
+    *,
+    path: str,
+    then: Callable[[str], object] = lambda address: None,
+) -> None:
+    """Prints the address when it answers, with the `path` that people are to use, and calls `then` with it."""
     from flatlm.serving.running import serve
 
     def ready(address: str, server: object) -> None:
@@ -55,18 +69,18 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             base.print_json({"address": address, "models": names, "pid": os.getpid()})
         else:
-            print(f"{', '.join(names)} at {address}/v1 (Ctrl-C ends it)")
+            print(f"{', '.join(names)} at {address}{path} (Ctrl-C ends it)")
         sys.stdout.flush()
+        then(address + path)
 
     asyncio.run(serve(models, settings, ready=ready))
-    return 0
 
 
-def models_of(args: argparse.Namespace) -> "list[Served]":
-    """What is to be served; checkpoints are exported now. Raises a FlatlmError."""
+def models_of(args: argparse.Namespace, *, plain: bool = False) -> "list[Served]":
+    """What is to be served; checkpoints are exported now. `plain`: those without a chat template get that one. Raises a FlatlmError."""
     from flatlm.serving.running import Served
 
-    found = served.open_served(args)
+    found = served.open_served(args, plain=plain)
     names = args.model_name or [Path(one.name).stem if one.file.name == one.name else one.name for one in found]
     if len(names) != len(found):
         raise RuntimeFileError(f"{len(names)} --model-name for {len(found)} models: give one for each, in their order")

@@ -18,9 +18,9 @@ from flatlm.errors import FlatlmError
 from flatlm.serving.choices import Choices
 from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
-from flatlm.serving.limits import ApiKeys, BodyLimit, HostNames
+from flatlm.serving.limits import OPEN_PATHS, ApiKeys, BodyLimit, HostNames
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
-from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, rerank, responses_api
+from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, page, rerank, responses_api
 from flatlm.serving.settings import ServerSettings
 from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
@@ -28,7 +28,6 @@ from flatlm.serving.text_model import TextModel
 Model: TypeAlias = TextModel | EncoderModel
 _ALTERNATIVE = re.compile(r"^(str|int|[A-Z]\w+)$|[\[-]|^\(")
 """What pydantic calls the alternatives of a field, and the tags of schemas/shapes.py."""
-_LOG = logging.getLogger(__name__)
 ROUTERS = (
     health.router,
     metrics.router,
@@ -109,10 +108,10 @@ def create_app(models: Mapping[str, Model], settings: ServerSettings) -> FastAPI
         redirect_slashes=False,
     )
     app.state.server = server
-    for router in ROUTERS:
+    for router in (*ROUTERS, page.router) if settings.page else ROUTERS:
         app.include_router(router(server))
     app.add_middleware(BodyLimit, settings=settings)
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *page.FILES) if settings.page else OPEN_PATHS)
     app.add_middleware(HostNames, settings=settings)
     app.add_middleware(CountRequests, metrics=server.metrics)
     app.openapi = lambda: _description(app, list(server.models))  # type: ignore[method-assign]

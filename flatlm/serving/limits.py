@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers
@@ -19,12 +19,13 @@ OPEN_PATHS = ("/health",)
 class ApiKeys:
     """401 where a request has none of the keys: `Authorization: Bearer KEY`, or `x-api-key: KEY`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
+        """`open_paths`: answered without one."""
+        self._app, self._open = app, frozenset(open_paths)
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._known(Headers(scope=scope)):
+        if scope["type"] != "http" or not self._keys or scope["path"] in self._open or self._known(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         message = "a key is needed: send it as `Authorization: Bearer KEY`; the one that came, if any, is not known here"

@@ -14,6 +14,8 @@ class ServerSettings:
     """Names that requests may call this server by, beside its own: heeded where it listens to this machine alone."""
     api_keys: tuple[str, ...] = ()
     """One of them must come with each request. None: all may ask."""
+    page: bool = False
+    """Serve the page for browsers too."""
     max_queue: int = 64
     """Requests that wait for a slot, of each model; 429 beyond."""
     max_body_bytes: int = 4 << 20

@@ -70,6 +70,7 @@ class ToolCallParser:
         self._required = required
         self._kept = ""
         self._inside = False
+        self._blank: str | None = None  # since a call: line breaks, which are told only where text follows
 
     def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """What is certain now: more of the text, and new calls."""
@@ -86,17 +87,16 @@ class ToolCallParser:
                 break
             self._kept = after
             if not self._inside:
-                said += before
+                said += self._said(before)
             elif (call := parse_call(before, self._names)) is not None:
                 calls.append(call)
+                self._blank = ""
             else:
-                said += f"{OPEN}{before}{CLOSE}"
+                said += self._said(f"{OPEN}{before}{CLOSE}")
             self._inside = not self._inside
         if not self._inside:
             safe = len(self._kept) - _begun(self._kept, OPEN)
-            said, self._kept = said + self._kept[:safe], self._kept[safe:]
-        if self.calls or calls:
-            said = said if said.strip() else ""  # line breaks between calls
+            said, self._kept = said + self._said(self._kept[:safe]), self._kept[safe:]
         self.calls += calls
         return said, calls
 
@@ -104,12 +104,22 @@ class ToolCallParser:
         """What was kept back: a call without its end is one where it is whole."""
         kept, self._kept = self._kept, ""
         if not (self._inside or self._required):
-            return kept, []
+            return self._said(kept), []
         call = parse_call(kept, self._names)
         if call is None:
-            return (OPEN if self._inside else "") + kept, []
+            return self._said((OPEN if self._inside else "") + kept), []
         self.calls.append(call)
         return "", [call]
+
+    def _said(self, text: str) -> str:
+        """What can be told now of a text outside calls."""
+        if self._blank is None:
+            return text
+        self._blank += text
+        if not self._blank.strip():
+            return ""
+        text, self._blank = self._blank, None
+        return text
 
 
 def _begun(text: str, mark: str) -> int:

@@ -37,6 +37,7 @@ def parse(text: str, cuts: list[int] | None = None, *, required: bool = False) -
         ("It is warm.", "It is warm.", []),
         (CALL, "", [("weather", '{"city": "K\\u00f6ln"}')]),
         (f"Let me see. {CALL}", "Let me see. ", [("weather", '{"city": "K\\u00f6ln"}')]),
+        (f" {CALL} \n and {CALL} \n", "  \n and ", [("weather", '{"city": "K\\u00f6ln"}')] * 2),
         (f"{CALL}\n{CALL}\n", "", [("weather", '{"city": "K\\u00f6ln"}')] * 2),
         ('<tool_call>{"name": "time"}', "", [("time", "{}")]),
         ('<tool_call>{"name": "time", "parameters": {"a": 1}}</tool_call>', "", [("time", '{"a": 1}')]),

@@ -153,12 +153,12 @@ def test_penalties_come_before_the_bias_and_after_repetition():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_penalty_changes_what_is_picked(temperature):
     sampler = drawing(temperature, presence_penalty=2.0, frequency_penalty=2.0, seed=0)
-    logits, made = np.array([5, 4, 3, 2, 1, 0], np.float32) * 10, []
-    for _ in range(4):
-        made.append(sampler.pick(np.minimum(logits, 3.0) + logits / 1000))
+    logits, made = np.array([0.3, 0.2, 0.1, 0], np.float32), []
+    for _ in range(200):
+        made.append(sampler.pick(logits))
         sampler.accept(made[-1])
-    assert len(set(made)) == (4 if temperature == 0 else len(set(made)))
-    assert made[:1] == [0] or temperature
+    assert set(np.bincount(made)) <= {49, 50, 51}  # however it is drawn, no token gets far ahead
+    assert temperature or made[:5] == [0, 1, 2, 3, 0]
 
 
 def test_the_logits_that_were_given_are_not_changed():

@@ -82,5 +82,7 @@ def test_a_text_is_spelt_as_the_tokenizer_has_it_or_with_the_fewest_tokens() -> 
     assert own.spell("abca") == [5, 1]  # what the tokenizer says is not this text
     assert Vocabulary(tokens[:5], frozenset([0]), lambda text: []).spell("abc") == [1, 3]  # not by the longest first
     assert Vocabulary(tokens, frozenset([0]), lambda text: [0, 5]).spell("abc") == [5]
+    named = Vocabulary((b"<s>", b"<", b"s", b">"), frozenset([0]), lambda text: [0])
+    assert named.spell("<s>") == [1, 2, 3]  # a text, not the special token of that name
     with pytest.raises(TokenizerError, match="has no tokens for 'abx'"):
         own.spell("abx")

@@ -187,8 +187,9 @@ def test_what_is_saved_is_loaded(talk: Conversation, tmp_path: Path) -> None:
     messages = talk.messages
     save_conversation(tmp_path / "talk.json", talk)
     found = load_conversation(tmp_path / "talk.json", GenerationConfig())
-    talk.reset()
-    talk.system, talk.config = None, GenerationConfig()
+    talk.undo()
+    say(talk, "A cat")
+    talk.system, talk.config, talk.when_full = None, GenerationConfig(), "slide"
     found.put_into(talk)
     assert (talk.messages, talk.when_full) == (messages, "stop")
     assert params_of(talk.config) == params_of(found.config)

@@ -53,7 +53,8 @@ def test_answers_stay_the_tokens_that_they_were_made_as(tokenizer: Tokenizer, na
     after = list(second.ids[len(first.ids) + len(own) :])
     words = tokenizer.decode(after, skip_special_tokens=False).split()
     assert "".join(words) == "".join(second.text[len(first.text) :].split()).removeprefix("".join(answer.split()))
-    assert after[-4:] == tokenizer.encode_chat(second.text, template)[-4:]  # cut as if it stood there
+    known = 4 if answer != "A cat sat." else len(after)  # behind white space, and what is no letter, it may be cut in another way
+    assert after[-known:] == tokenizer.encode_chat(second.text, template)[-known:]  # as if it stood there
     assert second == transcript.read(talk)  # which changes nothing
     transcript.wrote(second, "So", own[:1])
     third = transcript.read([*talk, assistant("So"), user("And?")])

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -25,8 +25,9 @@ class Script:
 
     pieces: tuple[str, ...] = ("Hello", " there", ".")
     pause_s: float = 0.0
-    finish: str | None = "stop"
-    """None: the connection ends there."""
+    finish: str = "stop"
+    ending: Literal["whole", "early", "broken"] = "whole"
+    """After the pieces: as it should be; no more events; a connection that breaks."""
     refusal: tuple[int, str] | None = None
     error: str | None = None
     """After the pieces."""
@@ -84,8 +85,10 @@ async def _events(script: Script) -> AsyncIterator[str]:
     if script.error is not None:
         yield _event({"error": {"message": script.error, "type": "server_error", "param": None, "code": None}})
         return
-    if script.finish is None:
+    if script.ending == "broken":
         raise ConnectionAbortedError
+    if script.ending == "early":
+        return
     yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": script.finish}]})
     yield _event({"choices": [], "usage": {"prompt_tokens": script.prompt_tokens, "completion_tokens": len(script.pieces)}})
     yield "data: [DONE]\n\n"

@@ -68,8 +68,10 @@ def test_markdown_is_rendered(scripted_page, script):
     assert scripted_page.driver.execute_async_script(read) == 'print("hello")'
     scripted_page.click("Copy", ".message.assistant .foot")
     scripted_page.wait(lambda: scripted_page.driver.execute_async_script(read) == MARKDOWN)
-    requests = [url for url in scripted_page.requests() if url.endswith("/ui/markdown")]
-    assert 1 <= len(requests) < len(script.pieces), "rendered now and then, and not for each piece"
+    starts = scripted_page.run(
+        "return performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/ui/markdown')).map((e) => e.startTime)"
+    )
+    assert len(starts) > 1 and all(after - before > 340 for before, after in pairwise(starts)), "at most a few times a second"
 
 
 def test_what_a_model_writes_is_never_run(scripted_page, script):
@@ -176,13 +178,14 @@ def test_a_refusal_is_shown_as_it_came_and_can_be_tried_again(scripted_page, scr
     assert scripted_page.all(".remark.failed") == []
 
 
-def test_a_server_that_goes_away_leaves_what_was_written(scripted_page, script):
-    script.pieces, script.pause_s, script.finish = ("Once", " upon", " a"), 0.05, None
+@pytest.mark.parametrize("ending", ["broken", "early"])
+def test_a_server_that_goes_away_leaves_what_was_written(scripted_page, script, ending):
+    script.pieces, script.pause_s, script.ending = ("Once", " upon", " a"), 0.05, ending
     scripted_page.say("Hello")
     scripted_page.wait(lambda: scripted_page.all(".remark.failed"))
     assert scripted_page.find(".message.assistant .body").text == "Once upon a"
     assert "went away before the answer was complete" in scripted_page.find(".remark.failed").text
-    script.finish = "stop"
+    script.ending = "whole"
     scripted_page.click("Retry")
     assert scripted_page.answered() == "Once upon a" and scripted_page.all(".remark.failed") == []
 
@@ -250,6 +253,28 @@ def test_an_answer_that_was_left_half_way_is_kept(scripted_page, script):
     scripted_page.ready()
     assert scripted_page.answered().startswith("0 1 2")
     assert scripted_page.find(".message.assistant .remark").text == "Stopped."
+
+
+def test_a_browser_that_ended_while_an_answer_was_written(page, _scripted, script):
+    """It had no time to say so."""
+    page.open(f"{_scripted.url}ui/icon.svg")
+    turns = [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "1 2", "state": "writing", "model": "scripted"}]
+    page.run("localStorage.setItem('flatlm.conversation', arguments[0])", json.dumps(turns))
+    page.open(_scripted.url, anew=False)
+    page.ready()
+    assert page.answered() == "1 2" and page.find(".message.assistant .remark").text == "Stopped."
+    page.click("Regenerate")
+    assert page.answered() == "Hello there."
+
+
+@pytest.mark.parametrize("kept", ["{", "5", '[1, null, {"role": "user"}]'])
+def test_what_is_kept_may_be_anything(page, _scripted, script, kept):
+    page.open(f"{_scripted.url}ui/icon.svg")
+    names = ["conversation", "parameters", "theme", "previous"]
+    page.run("for (const name of arguments[0]) localStorage.setItem('flatlm.' + name, arguments[1])", names, kept)
+    page.open(_scripted.url, anew=False)
+    page.ready()
+    assert page.ask("Hello") == "Hello there." and page.chromium.complaints() == []
 
 
 def test_an_answer_is_written_again_and_a_message_edited(scripted_page, script):

@@ -1,6 +1,6 @@
 """The HTTP server's application: models in, endpoints out."""
 
-import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -40,6 +40,8 @@ ROUTERS = (
     cancel.router,
 )
 WRONG_KIND = "wrong_kind_of_model"
+_ALTERNATIVE = re.compile(r"^(str|int|[A-Z]\w+)$|[\[(-]")
+"""What is no field's name: pydantic's for the alternatives of one, and the tags of schemas/shapes.py."""
 
 
 class Server:
@@ -140,23 +142,29 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def describe_invalid(errors: Any) -> BadRequest:
-    """The first thing that is wrong with a body. Of a union's alternatives, the one that the value came furthest in."""
-    first = max(errors, key=lambda each: (each["type"] == "extra_forbidden", -errors.index(each)))
+    """What is wrong with a body: an unknown field, or else the alternatives of a field that its value came furthest in."""
+    first = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"]), -errors.index(each)))
     if first["type"] == "json_invalid":
         return BadRequest(f"the body is not JSON: {first['ctx'].get('error', 'it cannot be read')}")
-    field = _field(first["loc"])
+    field = _field(first)
     if first["type"] == "extra_forbidden":
         return BadRequest(f"unknown field {field}: it is not one of this endpoint's", param=field, code="unknown_field")
-    return BadRequest(f"{field or 'the body'}: {first['msg']}", param=field)
+    same = [each["msg"] for each in errors if _field(each) == field and len(each["loc"]) == len(first["loc"])]
+    return BadRequest(f"{field or 'the body'}: {'; or: '.join(dict.fromkeys(same))}", param=field)
 
 
-def _field(location: tuple[str | int, ...]) -> str | None:
-    """`messages[0].role`."""
-    text = ""
-    for part in location[1:]:
-        if isinstance(part, str) and part.startswith("("):  # a tag of schemas/shapes.py
-            continue
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+def _field(error: Mapping[str, Any]) -> str | None:
+    """`messages[0].role`, without the names that pydantic has for the alternatives of a field."""
+    parts, last = list(error["loc"][1:]), []
+    if error["type"] == "extra_forbidden":
+        parts, last = parts[:-1], parts[-1:]
+    text, before = "", None
+    for part in [part for part in parts if isinstance(part, int) or not _ALTERNATIVE.search(part)] + last:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part != before:
+            text += f".{part}"
+        before = part
     return text.removeprefix(".")[:200] or None
 
 

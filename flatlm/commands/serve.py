@@ -29,6 +29,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Where it listens, and its bounds."""
     group = parser.add_argument_group("of the server")
     group.add_argument("--host", default=_PLAIN.host, help="where to listen; 0.0.0.0: for all who reach this machine")
+    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name to be called by, as behind a proxy")
     group.add_argument("--port", type=int, default=_PLAIN.port, help="0: a free one, which is printed")
     group.add_argument(
         "--model-name", "--model_name", action="append", default=[], metavar="NAME", help="what requests call a model; once for each"
@@ -90,6 +91,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     return ServerSettings(
         host=args.host,
         port=args.port,
+        allowed_hosts=tuple(args.allow_host),
         api_keys=tuple(_keys(args)),
         max_queue=args.max_queue,
         max_tokens=args.max_tokens,

@@ -18,7 +18,7 @@ from flatlm.errors import FlatlmError
 from flatlm.serving.choices import Choices
 from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
-from flatlm.serving.limits import ApiKeys, BodyLimit
+from flatlm.serving.limits import ApiKeys, BodyLimit, HostNames
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
 from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, rerank, responses_api
 from flatlm.serving.settings import ServerSettings
@@ -113,6 +113,7 @@ def create_app(models: Mapping[str, Model], settings: ServerSettings) -> FastAPI
         app.include_router(router(server))
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(HostNames, settings=settings)
     app.add_middleware(CountRequests, metrics=server.metrics)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return app

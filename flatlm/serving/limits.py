@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +37,40 @@ class ApiKeys:
         # Against all of them, each in a time that does not tell how much of it was right.
         matches = [hmac.compare_digest(given.encode("latin-1", "replace"), key) for key in self._keys]
         return any(matches)
+
+
+class HostNames:
+    """400 for a request to this machine alone that calls it by another machine's name.
+
+    So a page's script cannot ask by a name of its own that it lets point here.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._names = {"localhost", settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
+        self._local = settings.host == "localhost" or _is_loopback(settings.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._local or self._known(Headers(scope=scope).get("host")):
+            await self._app(scope, receive, send)
+            return
+        message = "this server answers requests to this machine alone: call it 127.0.0.1 or localhost, or start it with --allow-host NAME"
+        await ApiError(400, message, code="unknown_host").response()(scope, receive, send)
+
+    def _known(self, host: str | None) -> bool:
+        """Of the header's value, with or without a port."""
+        if host is None:
+            return True
+        name = host.lower().rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host.lower()
+        name = name.removeprefix("[").removesuffix("]")
+        return name in self._names or _is_loopback(name)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class BodyLimit:

@@ -10,6 +10,8 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     """0: a free one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that requests may call this server by, beside its own: heeded where it listens to this machine alone."""
     api_keys: tuple[str, ...] = ()
     """One of them must come with each request. None: all may ask."""
     max_queue: int = 64

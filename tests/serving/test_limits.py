@@ -108,6 +108,34 @@ class TestKeys:
         assert locked.client(api_key="first").models.list().data
 
 
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("127.0.0.1:5", 200),
+        ("127.8.8.8", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 400),
+        ("evil.example:8000", 400),
+        ("localhost.evil.example", 400),
+        ("10.0.0.1", 400),
+        ("", 400),
+    ],
+)
+def test_names_of_other_machines(http: httpx.Client, name: str, status: int) -> None:
+    answer = http.get("/v1/models", headers={"host": name})
+    assert answer.status_code == status
+    if status == 400:
+        assert "--allow-host" in is_error(answer, 400, code="unknown_host")
+
+
+def test_a_name_that_is_allowed(start: Callable[..., Running]) -> None:
+    server = start(allowed_hosts=("Chat.example",))
+    with server.http() as http:
+        assert http.get("/health", headers={"host": "chat.example:443"}).status_code == 200
+
+
 class TestBodies:
     @pytest.fixture(scope="class")
     def small(self, demo: Any) -> Iterator[Running]:

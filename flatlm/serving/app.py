@@ -115,19 +115,23 @@ def create_app(models: Mapping[str, Model], settings: ServerSettings) -> FastAPI
     app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(HostNames, settings=settings)
     app.add_middleware(CountRequests, metrics=server.metrics)
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _description(app, list(server.models))  # type: ignore[method-assign]
     return app
 
 
-def _description(app: FastAPI) -> dict[str, Any]:
+def _description(app: FastAPI, names: list[str]) -> dict[str, Any]:
     """The OpenAPI description, without the 422 of FastAPI's own, which is never sent."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        kinds = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
-            schema.get("components", {}).get("schemas", {}).pop(name, None)
+            kinds.pop(name, None)
+        for kind in kinds.values():
+            if "maxLength" in (model := kind.get("properties", {}).get("model", {})):
+                model["examples"] = names
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -81,8 +81,9 @@ class EngineProcess:
         self._keeper = asyncio.create_task(self._keep(process))
 
     async def close(self) -> None:
-        """Ends the process; what it was answering ends with EngineDown."""
+        """Ends the process; what it was answering ends with EngineDown, before that."""
         self._closing = True
+        self._fail_all(EngineDown("the server is ending"))
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         if self._keeper is not None:
@@ -92,7 +93,6 @@ class EngineProcess:
             self._process.kill()
             await self._process.wait()
         self.pid = None
-        self._fail_all(EngineDown("the server is ending"))
 
     def submit(self, request: Any, *, deadline: float | None = None) -> "Answer[Any]":
         """A job for the engine. Raises QueueFull, EngineDown. `deadline`: an instant of time.monotonic()."""

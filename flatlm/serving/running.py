@@ -22,6 +22,8 @@ from flatlm.serving.text_model import TextModel
 
 GRACE_S = 3.0
 """For answers to end by themselves when the server is to end; then they are cut, with an error."""
+_CUT_S = 3.0
+"""For that error to be sent."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class FlatlmServer(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=int(max(1, settings.header_timeout_s)),
-                timeout_graceful_shutdown=int(2 * GRACE_S),
+                timeout_graceful_shutdown=int(GRACE_S + _CUT_S),
             )
         )
         self._models = list(dict.fromkeys(models.values()))

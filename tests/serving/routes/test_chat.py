@@ -212,7 +212,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_completion_tokens": -3}, "max_completion_tokens"),
-        ({"seed": 2**64}, "seed"),
+        ({"seed": 2**63 + 1}, "seed"),
         ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": "a" * 501}, "stop"),

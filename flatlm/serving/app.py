@@ -26,7 +26,6 @@ from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
 
 Model: TypeAlias = TextModel | EncoderModel
-_LOG = logging.getLogger(__name__)
 ROUTERS = (
     health.router,
     metrics.router,

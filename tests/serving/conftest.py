@@ -78,9 +78,9 @@ def running(*served: Served, **settings: Any) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def demo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model as a bundle: 512 tokens of context, prefill_16 and prefill_128, no chat template."""
+    """The demo model as a bundle: 512 tokens of context, prefill_16, prefill_128 and verify_4, no chat template."""
     path = tmp_path_factory.mktemp("demo") / "demo.litertlm"
-    export(ExportRequest(DEMO, path, get_recipe("dynamic_int8")))
+    export(ExportRequest(DEMO, path, get_recipe("dynamic_int8"), verify_length=4))
     return path
 
 

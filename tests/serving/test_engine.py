@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from flatlm.generative.generate import generate
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
+from flatlm.generative.speculation import SpeculativeRunner
 from flatlm.serving.engine import WORTH_WAITING, TextEngine
 from flatlm.serving.messages import EngineSpec, Job, ScoreRequest, Update, WriteRequest
 from flatlm.serving.turns import Turns
@@ -79,6 +80,18 @@ def test_texts_written_together_are_those_written_alone(
         alone = [generate(runner, tokenizer, ids, config).text for ids in prompts]
     assert [text for text, _ in together] == alone
     assert len(set(alone)) == len(alone)
+
+
+@pytest.mark.parametrize("config", [GREEDY, replace(GREEDY, temperature=1.0, seed=11)])
+def test_a_draft_changes_no_text(demo_file: Path, prompts: list[tuple[int, ...]], engine: TextEngine, config: GenerationConfig) -> None:
+    """The model itself writes ahead: all that it would pick greedily is accepted. Beginnings are shared as without it."""
+    drafted = TextEngine.open(EngineSpec(demo_file, threads=1, slots=4, draft=demo_file))
+    requests = [WriteRequest(ids, config) for ids in prompts]
+    found, expected = answers(drafted, requests), answers(engine, requests)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert read(found) == read(expected)
+    counts = [cast(SpeculativeRunner, slot.session.runner).counts for slot in drafted._slots]
+    assert sum(each.accepted for each in counts) > 0
 
 
 def test_a_shared_beginning_is_read_once(engine: TextEngine, prompts: list[tuple[int, ...]]) -> None:

@@ -1,6 +1,6 @@
 """Text from a runner: token by token as it comes, or whole."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -85,7 +85,7 @@ def stream(
     # What was read is told, so that the text goes on from the prompt, with its leading space; a grammar's text is its tokens' bytes.
     decoder = tokenizer.stream_decoder(prompt_ids) if constraint is None else ByteDecoder(tokenizer.vocabulary)
     stops = StopFilter(config.stop)
-    for _ in _read(runner, prompt_ids[held:-1]):
+    for _ in runner.reading(prompt_ids[held:-1]):
         yield Piece("", None)
     token, made = int(prompt_ids[-1]), 0
     while True:
@@ -111,17 +111,6 @@ def stream(
             break
     rest = stops.push(decoder.finish()) + stops.finish()
     yield Piece(rest, None, "stop" if stops.found is not None else reason, stop=stops.found)
-
-
-def _read(runner: Writer, ids: Sequence[int]) -> Iterator[int]:
-    """Reads ids, call by call where the runner can."""
-    if len(ids):
-        reading = getattr(runner, "reading", None)
-        if reading is not None:
-            yield from reading(ids)
-        else:  # an encoder with a decoder
-            runner.prefill(ids)
-            yield len(ids)
 
 
 def generate(runner: Writer, tokenizer: TextTokenizer, prompt_ids: Sequence[int], config: GenerationConfig) -> Generation:

@@ -6,10 +6,10 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.generate import Piece, TextTokenizer, stream
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Writer
-from flatlm.generative.speculation import common
 
 
 class SessionRunner(Writer, Protocol):
@@ -55,7 +55,7 @@ class Session:
 
     def shared(self, ids: Sequence[int]) -> int:
         """How many of a prompt's tokens need not be read, all but the last at most: they are in the cache, and it can go back to them."""
-        found = common(self._text[: self.runner.position], [*ids[:-1]])
+        found = common_tokens(self._text[: self.runner.position], [*ids[:-1]])
         return found if self.runner.can_rewind(found) else 0
 
     def stream(self, ids: Sequence[int], config: GenerationConfig) -> Generator[Piece, None, None]:

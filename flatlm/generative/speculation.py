@@ -12,10 +12,10 @@ It costs the draft's steps and a call of T tokens in the place of one, and gains
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.model_file import ModelFile
 from flatlm.generative.runner import Runner
 from flatlm.generative.signature_calls import Logits
@@ -178,7 +178,7 @@ class SpeculativeRunner:
         count = min(count, self.draft.cache_length - len(text) + 1)
         if count < 1:
             return []
-        shared = common(self._in_draft, text[:-1])
+        shared = common_tokens(self._in_draft, text[:-1])
         if not self.draft.can_rewind(shared):
             shared = 0
             self.draft.reset()
@@ -197,14 +197,6 @@ class SpeculativeRunner:
         self._counts = SpeculationCounts(
             was.tokens + tokens, was.target_calls + target_calls, was.proposed + proposed, was.accepted + accepted
         )
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with. Quick where they differ near their ends."""
-    sure = max(0, min(len(a), len(b)) - 16)
-    if a[:sure] != b[:sure]:
-        sure = 0
-    return sure + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a[sure:], b[sure:], strict=False)))
 
 
 def open_runner(file: Path | str, draft: Path | None, *, threads: int | None = None) -> Runner | SpeculativeRunner:

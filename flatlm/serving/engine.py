@@ -1,9 +1,10 @@
 """The texts of one exported file: slots with a cache each, over weights that are loaded once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count, takewhile
+from itertools import count
 from typing import Any
 
+from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generate import Piece
 from flatlm.generative.logprobs import TokenLogprob, token_logprob
@@ -111,8 +112,7 @@ class Slot:
         """How much of a prompt this slot will have read when the prompt that it reads now is read; 0 where it reads none."""
         if not isinstance(self.task, Writing) or self.task.began:
             return 0
-        pairs = zip(self.task.ids, ids[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return common_tokens(self.task.ids, ids[:-1])
 
 
 class Writing:

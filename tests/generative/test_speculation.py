@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from flatlm.convert.signatures import signature_specs
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.sampling import Sampler
-from flatlm.generative.speculation import SpeculativeRunner, common
+from flatlm.generative.speculation import SpeculativeRunner
 from tests.models import export_fast, random_decoder, tiny_config
 
 PROMPT = np.random.default_rng(5).integers(0, 96, 12).tolist()
@@ -130,5 +131,5 @@ def test_what_cannot_be_a_draft(files) -> None:
 @pytest.mark.parametrize("length", [0, 3, 16, 17, 40])
 def test_common_beginnings(length: int) -> None:
     text = list(range(40))
-    assert common(text, text[:length]) == length
-    assert common(text, [*text[:length], -1, *text[length + 1 :]]) == length
+    assert common_tokens(text, text[:length]) == length
+    assert common_tokens(text, [*text[:length], -1, *text[length + 1 :]]) == length

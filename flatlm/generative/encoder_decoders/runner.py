@@ -3,7 +3,7 @@
 What `encode` gives is bound once, as its output and as the input of `decode`, and so are the KV caches: nothing is copied between steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -97,9 +97,15 @@ class EncoderDecoderRunner:
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Takes all of `ids` as written, without their logits; one after another, since files have no signature for more."""
+        for _ in self.reading(ids):
+            pass
+
+    def reading(self, ids: Sequence[int]) -> Iterator[int]:
+        """The same, call by call: after each, how many of `ids` it took."""
         self.require_room(len(ids))
         for token in ids:
             self._step(int(token))
+            yield 1
 
     def step(self, token: int) -> Logits:
         """Takes one token as written: the logits [V] of the next."""

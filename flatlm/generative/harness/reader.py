@@ -1,10 +1,10 @@
 """Reads many texts that begin alike with one runner: what two texts share at their beginning is read once."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import numpy as np
 
+from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.evaluation.scoring import chunk_length, prefills_logits
 from flatlm.generative.runner import Runner
 from flatlm.generative.signature_calls import Logits
@@ -55,7 +55,7 @@ class PrefixReader:
 
     def _share(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """Go back to what the cache and `ids` have in common, at most so many tokens of it; what is left to read."""
-        shared = min(most, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, ids, strict=False))))
+        shared = min(most, common_tokens(self._held, ids))
         whole = self._runner.position == len(self._held)  # not after a call that failed
         if shared and whole and self._runner.can_rewind(shared):
             self._runner.rewind(shared)

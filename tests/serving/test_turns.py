@@ -110,6 +110,15 @@ def test_the_first_item_is_sent_at_once_and_the_others_together(clock: Clock) ->
     assert [update.items for update in turns.due()] == [("a1", "a2", "a3", "a4", "a5")]
 
 
+def test_the_first_item_of_a_later_job_is_sent_at_once_too(clock: Clock) -> None:
+    _, turns = make(2, clock, ("a", 10))
+    turns.turn()
+    assert turns.due()
+    turns.add(Job(1, ("b", 10), None))
+    turns.turn()
+    assert [(update.job, update.items) for update in turns.due()] == [(0, ("a1",)), (1, ("b0",))]
+
+
 def test_what_reads_its_prompt_sends_nothing(clock: Clock) -> None:
     _, turns = make(1, clock, ("reads", 3))
     clock.now += 1

@@ -70,9 +70,10 @@ class MessageTeller:
 
     def _call(self, function: Mapping[str, str]) -> Iterator[Event]:
         block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": function["name"], "input": {}}
+        given = _object(function["arguments"])
         yield self._start(block)
-        yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
-        self.answer["content"][-1]["input"] = json.loads(function["arguments"])
+        yield self._delta({"type": "input_json_delta", "partial_json": json.dumps(given)})
+        self.answer["content"][-1]["input"] = given
         yield self._stop()
 
     def _close(self) -> Iterator[Event]:
@@ -89,6 +90,15 @@ class MessageTeller:
 
     def _stop(self) -> Event:
         return {"type": "content_block_stop", "index": len(self.answer["content"]) - 1}
+
+
+def _object(arguments: str) -> dict[str, Any]:
+    """A call's arguments. A model may write what is no object; Anthropic's `input` is always one."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        value = arguments
+    return value if isinstance(value, dict) else {"arguments": value}
 
 
 def _usage(prompt: int, cached: int, made: int) -> dict[str, int]:

@@ -90,6 +90,13 @@ def test_calls() -> None:
     assert (none.content[0].text, none.stop_reason) == (text, "end_turn")
 
 
+@pytest.mark.parametrize(("arguments", "expected"), [('"Rome"', "Rome"), ("[1]", [1]), ('"[1]"', [1])])
+def test_arguments_that_are_no_object(arguments: str, expected: Any) -> None:
+    events, message = written(f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>', tools=[TOOL])
+    assert message.content[0].input == {"arguments": expected}
+    assert json.loads(events[2].delta.partial_json) == message.content[0].input
+
+
 def test_a_failure() -> None:
     (event,) = MessageTeller(asked(), prompt_tokens=1).fail(EngineLost("m", "ended"))
     assert (event["type"], event["error"]["type"]) == ("error", "api_error")

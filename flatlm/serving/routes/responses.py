@@ -29,7 +29,16 @@ READS = refusals(401, 500)
 WRITES = refusals(*_MEANINGS)
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string", "description": "With stream = true: events, each `data: {...}`."}}}
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "description": "With stream = true: server-sent events, of this form each. `data` is JSON, or [DONE].",
+                    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+                    "required": ["data"],
+                }
+            }
+        }
     }
 }
 

@@ -140,4 +140,4 @@ def test_a_key_comes_in_either_header(start: Any) -> None:
     assert anthropic.Anthropic(auth_token="secret", api_key=None, **options).messages.create(**ASKED).content
     with pytest.raises(anthropic.AuthenticationError, match="a key is needed") as caught:
         anthropic.Anthropic(api_key="wrong", **options).messages.create(**ASKED)
-    assert caught.value.body["error"]["type"] == "authentication_error"
+    assert (caught.value.body["type"], caught.value.body["error"]["type"]) == ("error", "authentication_error")

@@ -1,6 +1,10 @@
 """/v1/embeddings and /v1/rerank, asked by the openai package and over HTTP, of a server that serves a decoder beside encoders."""
 
 import base64
+import concurrent.futures
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,7 +188,6 @@ def test_what_is_not_ranked(http: httpx.Client, body: dict[str, Any], param: str
 
 def test_many_requests_at_once(reader: Running, task: TaskRunner) -> None:
     """More than there are places, 2 of them waiting: 429, and the others' answers are their own."""
-    import concurrent.futures
 
     def ask(text: str) -> Any:
         with reader.http() as http:
@@ -199,11 +202,20 @@ def test_many_requests_at_once(reader: Running, task: TaskRunner) -> None:
         assert all(tuple(each["embedding"]) == task.predict(text).vector for each in answer["data"][::50])
 
 
-def test_an_encoder_whose_process_is_lost_comes_back(reader: Running) -> None:
-    import os
-    import signal
-    import time
+def test_clients_that_leave_leave_nothing_behind(reader: Running) -> None:
+    process = reader.models["vectors"].process
+    body = {"model": "vectors", "input": ["the cat sat on a mat with a dog"] * 2048}
+    for _ in range(5):
+        with reader.http() as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/embeddings", json=body, timeout=httpx.Timeout(5, read=0.05))
+        ends_at = time.monotonic() + 20
+        while process.busy and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        assert process.busy == 0
+    assert reader.client().embeddings.create(model="vectors", input="the cat").data[0].embedding
 
+
+def test_an_encoder_whose_process_is_lost_comes_back(reader: Running) -> None:
     process = reader.models["hidden"].process
     os.kill(process.pid, signal.SIGKILL)
     ends_at = time.monotonic() + 60

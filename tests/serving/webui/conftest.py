@@ -94,8 +94,9 @@ class Page:
           const box = node.getBoundingClientRect();
           return box.width && box.right > wide + 0.5 && !inside(node);
         });
-        return [document.documentElement.scrollWidth > wide ? 'the page' : '', ...beyond.map((node) => node.outerHTML.slice(0, 120))]
-          .filter(Boolean);
+        const places = [...document.querySelectorAll('html, .scroller, .view, .parameters, .sheet, .body')];
+        const scrolling = places.filter((node) => node.scrollWidth > node.clientWidth + 1);
+        return [...scrolling, ...beyond].map((node) => node.outerHTML.slice(0, 120));
         """
         return list(self.run(script))
 

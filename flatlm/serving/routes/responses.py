@@ -29,7 +29,16 @@ READS = refusals(401, 500)
 WRITES = refusals(*_MEANINGS)
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string", "description": "With stream = true: events, each `data: {...}`."}}}
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "description": "With stream = true: such events, each with a JSON object as its data.",
+                    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+                    "required": ["data"],
+                }
+            }
+        }
     }
 }
 

@@ -131,8 +131,8 @@ class HfBackend:
         if token_id not in self._certain:
             # Of added tokens, the library alone knows which it leaves out.
             kept = not (token_id in self._added or self.is_hidden(token_id) or self.is_byte(token_id))
-            known = kept and self._reader.exact
-            self._certain[token_id] = _whole(self._reader.read(self._tokenizer.id_to_token(token_id))) if known else None
+            name = self._tokenizer.id_to_token(token_id) if kept and self._reader.exact else None
+            self._certain[token_id] = None if name is None else _whole(self._reader.read(name))
         return self._certain[token_id]
 
     @cached_property

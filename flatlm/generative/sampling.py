@@ -74,7 +74,8 @@ class Sampler:
             assert self._offsets is not None
             if (penalty := self.config.repetition_penalty) != 1:
                 seen = values[self._seen]
-                values[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+                with np.errstate(over="ignore"):  # of a penalty next to 0; what is infinite compares with nothing
+                    values[self._seen] = np.nan_to_num(np.where(seen > 0, seen / penalty, seen * penalty))
             values += self._offsets
         if allowed is not None:
             values[~allowed] = -np.inf
@@ -96,7 +97,8 @@ class Sampler:
         tokens, (top_k, top_p) = np.arange(len(logits)), (self.config.top_k, self.config.top_p)
         if top_k is not None and top_k < len(logits):
             tokens = largest(logits, top_k)
-        weights = np.exp((logits[tokens] - logits.max()) / self.config.temperature)
+        with np.errstate(over="ignore"):  # of a temperature next to 0: all but the most probable have the weight 0
+            weights = np.exp((logits[tokens] - logits.max()) / self.config.temperature)
         if top_p is not None and top_p != 1:
             total = weights.sum()
             # Tokens below (1 - p) / n of the whole have less than 1 - p together: never needed to reach p, nor worth sorting.

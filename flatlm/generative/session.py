@@ -42,11 +42,15 @@ class Session:
     def __init__(self, runner: SessionRunner, tokenizer: TextTokenizer) -> None:
         """The runner begins a new text."""
         self.runner, self.tokenizer = runner, tokenizer
-        self.last: TurnStats | None = None
-        """Of the turn that was begun last."""
+        self._clock: _Clock | None = None
         self._turn = 0
         self._text: list[int] = []  # the last prompt and its answer
         self.reset()
+
+    @property
+    def last(self) -> TurnStats | None:
+        """Of the turn that was begun last."""
+        return None if self._clock is None else self._clock.stats()
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -72,12 +76,11 @@ class Session:
             self.runner.reset()
         self._text = prompt.copy()
         pieces, clock = stream(self.runner, self.tokenizer, prompt, config, held=shared), _Clock(len(prompt), shared)
-        self.last = clock.stats()
+        self._clock = clock
         try:
             while (piece := clock.next(pieces)) is not None:
                 if piece.token_id is not None:
                     self._text.append(piece.token_id)
-                self.last = clock.stats()
                 yield piece
                 if turn != self._turn:
                     raise RuntimeFileError("this stream has ended: its text was closed, or another answer was asked for meanwhile")

@@ -120,15 +120,17 @@ class Writing:
 
     def __init__(self, slot: Slot, request: WriteRequest) -> None:
         self.ids, self.began = request.ids, False
-        self.stats: TurnStats | None = None
         self._slot = slot
         self._pieces = slot.session.stream(request.ids, request.config)
+        self._stepped = False
+
+    @property
+    def stats(self) -> TurnStats | None:
+        return self._slot.session.last if self._stepped else None
 
     def step(self) -> Piece | None:
-        try:
-            piece = next(self._pieces)
-        finally:
-            self.stats = self._slot.session.last
+        self._stepped = True
+        piece = next(self._pieces)
         if piece.token_id is None and piece.finish_reason is None:
             return None  # a part of the prompt was read
         self.began = True

@@ -17,8 +17,9 @@ SENT_EVERY_S = 0.015
 class Task(Protocol):
     """A job that has begun."""
 
-    stats: Any
-    """What is told at its end."""
+    @property
+    def stats(self) -> Any:
+        """What is told at its end."""
 
     def step(self) -> Any:
         """One step: an item of the answer, or None where the step gave none. StopIteration at the end; FlatlmError for bad input."""

@@ -204,16 +204,25 @@ class StreamDecoder:
         self._backend = backend
         self._window = [int(i) for i in context]
         self._given = backend.decode(self._window).rstrip("\ufffd")
+        self._certain = False
         self._shrink()
 
     def push(self, token_id: int) -> str:
         """The text that is certain now and was not before; often empty."""
         token_id = int(token_id)
+        text = self._backend.certain_text(token_id)
+        if text is not None and self._certain and self._given:
+            self._window.append(token_id)
+            self._given += text
+            self._shrink()
+            return text
+        self._certain = False
         if self._backend.is_hidden(token_id):
             return ""
         self._window.append(token_id)
         if self._backend.is_byte(token_id):
             return ""
+        self._certain = text is not None
         text = self._backend.decode(self._window)
         return "" if text.endswith("\ufffd") else self._give(text)
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,9 @@ class Backend(Protocol):
     def is_byte(self, token_id: int) -> bool:
         """Whether the token is one byte of text, to be joined with its neighbours."""
 
+    def certain_text(self, token_id: int) -> str | None:
+        """What decode adds to a text for this token, if the text has something already; None where that depends on other tokens."""
+
     def vocab_size(self) -> int:
         """The largest id, plus one."""
 
@@ -77,6 +81,7 @@ class HfBackend:
         self._add_tokens(settings)
         self._tokenizer.encode_special_tokens = settings.split_special_tokens
         self._added = self._tokenizer.get_added_tokens_decoder()
+        self._certain: dict[int, str | None] = {}
 
     def _apply_llama_rules(self, prefix: str) -> None:
         from tokenizers import decoders, pre_tokenizers
@@ -122,23 +127,40 @@ class HfBackend:
     def is_byte(self, token_id: int) -> bool:
         return _BYTE.fullmatch(self._tokenizer.id_to_token(token_id) or "") is not None
 
+    def certain_text(self, token_id: int) -> str | None:
+        if token_id not in self._certain:
+            # Of added tokens, the library alone knows which it leaves out.
+            kept = not (token_id in self._added or self.is_hidden(token_id) or self.is_byte(token_id))
+            name = self._tokenizer.id_to_token(token_id) if kept and self._reader.exact else None
+            self._certain[token_id] = None if name is None else _whole(self._reader.read(name))
+        return self._certain[token_id]
+
+    @cached_property
+    def _reader(self) -> TokenReader:
+        decoder = self._tokenizer.decoder
+        return TokenReader(None if decoder is None else json.loads(decoder.__getstate__()))
+
     def vocab_size(self) -> int:
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def vocabulary(self) -> Vocabulary:
-        decoder = self._tokenizer.decoder
-        reader = TokenReader(None if decoder is None else json.loads(decoder.__getstate__()))
         tokens = [b""] * self.vocab_size()
         special = set(range(len(tokens)))
         for name, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             hidden = token_id in self._added and self._added[token_id].special
-            tokens[token_id] = name.encode() if hidden else reader.read(name)
+            tokens[token_id] = name.encode() if hidden else self._reader.read(name)
             if not hidden:
                 special.discard(token_id)
-        return Vocabulary(tuple(tokens), frozenset(special), lambda text: self.encode(text, False), reader.exact)
+        return Vocabulary(tuple(tokens), frozenset(special), lambda text: self.encode(text, False), self._reader.exact)
 
     def to_bytes(self) -> bytes:
         return str(self._tokenizer.to_str()).encode()
+
+
+def _whole(data: bytes) -> str | None:
+    """Bytes as text, where they are whole characters, and say so."""
+    text = data.decode(errors="replace")
+    return text if text and "\ufffd" not in text else None
 
 
 @contextmanager
@@ -194,6 +216,7 @@ class SentencePieceBackend:
         flagged = (*settings.added_tokens, *settings.special_tokens.values(), *settings.extra_tokens)
         self._lstrip = {token.content for token in flagged if token.lstrip}
         self._rstrip = {token.content for token in flagged if token.rstrip}
+        self._certain: dict[int, str | None] = {}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = list(self._pieces(text))
@@ -261,6 +284,13 @@ class SentencePieceBackend:
 
     def is_byte(self, token_id: int) -> bool:
         return bool(self._model.is_byte(token_id))
+
+    def certain_text(self, token_id: int) -> str | None:
+        if token_id not in self._certain:
+            text = None if self.is_hidden(token_id) or self.is_byte(token_id) else _whole(self._piece_bytes(token_id))
+            # A model may have its spaces behind words, and leave out one at a text's end.
+            self._certain[token_id] = None if text is None or text.endswith(" ") else text
+        return self._certain[token_id]
 
     def vocab_size(self) -> int:
         return max(self._model.get_piece_size(), *(i + 1 for i in self._special.values()), 0)

@@ -36,6 +36,10 @@ class CpmBackend(SentencePieceBackend):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).translate(_READ)
 
+    def certain_text(self, token_id: int) -> str | None:
+        """None: which spaces are written depends on where they are."""
+        return None
+
     def _piece_bytes(self, token_id: int) -> bytes:
         return super()._piece_bytes(token_id).decode().translate(_READ).encode()
 

@@ -98,7 +98,8 @@ class TokenReader:
         spaces = [(str(step.get("replacement", "▁")), " ") for step in steps if step.get("type") == "Metaspace"]
         self._replaced = [(old, new) for old, new in [*replaced, *spaces] if old is not None]
         known = {"ByteLevel", "Fuse"} if self._letters else {"ByteFallback", "Replace", "Metaspace", "Fuse", "Strip"}
-        self.exact = bool(kinds) and kinds <= known and len(self._replaced) == len(replaced) + len(spaces)
+        cuts_ends = any(step.get("stop") for step in steps if step.get("type") == "Strip")
+        self.exact = bool(kinds) and kinds <= known and len(self._replaced) == len(replaced) + len(spaces) and not cuts_ends
 
     def read(self, token: str) -> bytes:
         if self._letters is not None:

@@ -191,3 +191,13 @@ def test_only_what_is_allowed_is_picked(options):
 def test_allowed_tokens_without_a_probability():
     with pytest.raises(RuntimeFileError, match="no token that the grammar allows"):
         Sampler().pick(np.array([0, -np.inf], np.float32), np.array([False, True]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0])
+@pytest.mark.parametrize("penalty", [5e-324, 100.0])
+def test_extremes_are_no_fault(temperature, penalty):
+    """What is divided by next to nothing is as large as can be, not infinite, of which a difference is no number."""
+    sampler = Sampler(GenerationConfig(temperature=temperature, repetition_penalty=penalty, seed=0), prompt_ids=[1, 2])
+    with np.errstate(all="raise", under="ignore"):
+        picked = sampler.pick(np.array([0.1, 3, -2, 0.2], np.float32))
+    assert picked == 1 or penalty > 1

@@ -85,3 +85,19 @@ def test_long_streams_do_not_decode_everything_again(loaded: dict[str, Tokenizer
     stream, longest = tokenizer.stream_decoder(ids), 0
     assert stream.push(tokenizer.encode("on")[2]) == "on"
     assert longest < 100
+
+
+@pytest.mark.parametrize("name", ["llama_like", "bpe_with_bytes", "sentencepiece"])
+def test_tokens_that_are_certain_are_not_decoded_each(loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    tokenizer, calls = loaded[name], 0
+    ids = tokenizer.encode("on a time " * 100)
+    whole, decode = tokenizer.decode(ids), tokenizer._backend.decode
+
+    def counted(some: list[int]) -> str:
+        nonlocal calls
+        calls += 1
+        return decode(some)
+
+    monkeypatch.setattr(tokenizer._backend, "decode", counted)
+    assert "".join(pieces(tokenizer, ids)) == whole
+    assert calls < len(ids) / 2

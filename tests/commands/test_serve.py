@@ -86,7 +86,7 @@ def test_names_and_keys(bundle: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["{bundle}", "{bundle}"], "would both be called model"),
-        (["{bundle}", "--model-name", "a", "--model-name", "b"], "give one for each file"),
+        (["{bundle}", "--model-name", "a", "--model-name", "b"], "give one for each, in their order"),
         (["{bundle}", "--slots", "0"], "--slots 0"),
         (["{bundle}", "--timeout", "nan"], "--timeout nan"),
         (["{bundle}", "--port", "70000"], "--port 70000"),

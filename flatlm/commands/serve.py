@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flatlm.commands import base, served
 from flatlm.errors import RuntimeFileError
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.settings import ServerSettings
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.errors import FlatlmError
-from flatlm.serving.choices import Choices
+from flatlm.serving.answers.choices import Choices
+from flatlm.serving.answers.sse import ClientGone
 from flatlm.serving.encoder_model import EncoderModel
 from flatlm.serving.errors import ApiError, BadRequest
 from flatlm.serving.limits import OPEN_PATHS, ApiKeys, BodyLimit, HostNames
 from flatlm.serving.metrics import LEFT, CountRequests, Metrics
 from flatlm.serving.routes import anthropic, cancel, chat, completions, embeddings, health, metrics, models, page, rerank, responses_api
 from flatlm.serving.settings import ServerSettings
-from flatlm.serving.sse import ClientGone
 from flatlm.serving.text_model import TextModel
 
 Model: TypeAlias = TextModel | EncoderModel

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatlm.generative.file_content import read_content
-from flatlm.serving.encoder_messages import Embedded, EmbedRequest, EncoderFacts, Scored, ScoreRequest, Text
-from flatlm.serving.engine_process import EngineProcess
+from flatlm.serving.engines.encoder_messages import Embedded, EmbedRequest, EncoderFacts, Scored, ScoreRequest, Text
+from flatlm.serving.engines.engine_process import EngineProcess
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.messages import EngineSpec
 from flatlm.serving.text_model import ModelCard
 
 

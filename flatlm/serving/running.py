@@ -15,7 +15,7 @@ from flatlm.errors import RuntimeFileError
 from flatlm.generative.file_content import read_content
 from flatlm.serving.app import Model, create_app
 from flatlm.serving.encoder_model import EncoderModel
-from flatlm.serving.messages import ENCODER, EngineSpec
+from flatlm.serving.engines.messages import ENCODER, EngineSpec
 from flatlm.serving.protocol import PatientProtocol
 from flatlm.serving.settings import ServerSettings
 from flatlm.serving.text_model import TextModel

@@ -11,9 +11,9 @@ from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generate import Piece
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.logprobs import TokenLogprob
-from flatlm.serving.engine_process import Answer, EngineProcess
+from flatlm.serving.engines.engine_process import Answer, EngineProcess
+from flatlm.serving.engines.messages import EngineSpec, ScoreRequest, WriteRequest
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.messages import EngineSpec, ScoreRequest, WriteRequest
 from flatlm.utilities.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]

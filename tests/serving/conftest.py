@@ -14,7 +14,7 @@ import pytest
 
 import flatlm
 from flatlm.quantize.recipes import get_recipe
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import FlatlmServer, Served, serve
 from flatlm.serving.settings import ServerSettings
 from flatlm.utilities.exporter import ExportRequest, export

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served
 from tests.docs_blocks import ROOT, blocks, run_page
 from tests.serving.conftest import Running, running

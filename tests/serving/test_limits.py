@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from flatlm.serving import engine_process
+from flatlm.serving.engines import engine_process
 from tests.serving.conftest import Running, running
 from tests.serving.routes.test_metrics import read
 

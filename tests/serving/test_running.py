@@ -15,7 +15,7 @@ import pytest
 
 from flatlm.errors import RuntimeFileError
 from flatlm.serving import running as running_module
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served, listen, serve
 from flatlm.serving.settings import ServerSettings
 from tests.serving.conftest import Running, running
@@ -35,7 +35,7 @@ def test_several_files_are_several_models(start: Callable[..., Running], demo: S
 
 
 def test_a_model_without_its_process_is_not_well(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatlm.serving.engine_process._PAUSES_S", (1.0,))
+    monkeypatch.setattr("flatlm.serving.engines.engine_process._PAUSES_S", (1.0,))
     server = start()
     os.kill(server.models["demo"].process.pid, signal.SIGKILL)
     with server.http() as http:

@@ -9,7 +9,7 @@ import schemathesis
 from schemathesis.config import ChecksConfig, GenerationConfig, PositiveDataAcceptanceConfig, SchemathesisConfig
 
 from flatlm.serving.app import create_app
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served
 from flatlm.serving.settings import ServerSettings
 from tests.serving.conftest import Running, running

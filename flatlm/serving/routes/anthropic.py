@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from flatlm.serving import sse
-from flatlm.serving.anthropic_events import MessageTeller
-from flatlm.serving.anthropic_request import chat_request
+from flatlm.serving.answers import sse
+from flatlm.serving.answers.anthropic_events import MessageTeller
+from flatlm.serving.answers.anthropic_request import chat_request
+from flatlm.serving.answers.typed_events import events, whole
 from flatlm.serving.routes import chat
-from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
 from flatlm.serving.schemas.anthropic import CountRequest, MessageErrorObject, MessageObject, MessagesRequest, TokenCount
-from flatlm.serving.typed_events import events, whole
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 
 from flatlm.serving.errors import ApiError
-from flatlm.serving.routes.responses import READS, refusals
+from flatlm.serving.schemas.answers import READS, refusals
 from flatlm.serving.schemas.cancel import Cancelled, CancelRequest
 
 if TYPE_CHECKING:

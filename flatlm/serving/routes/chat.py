@@ -10,15 +10,15 @@ from starlette.responses import Response
 
 from flatlm.generative.generate import Piece
 from flatlm.generative.generation_config import Grammar
-from flatlm.serving import sse
-from flatlm.serving.choices import FINISH, Choices, now
+from flatlm.serving.answers import sse
+from flatlm.serving.answers.choices import FINISH, Choices, now
+from flatlm.serving.answers.logprobs import chat_logprobs
+from flatlm.serving.answers.tools import ToolCallParser, call_grammar, is_required, offered
+from flatlm.serving.answers.writing import choices, generation_config, require_stream_options_fit
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.logprobs import chat_logprobs
-from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
 from flatlm.serving.schemas.chat import ChatCompletion, ChatRequest, JsonObjectFormat, JsonSchemaFormat, Message
 from flatlm.serving.text_model import TextModel
-from flatlm.serving.tools import ToolCallParser, call_grammar, is_required, offered
-from flatlm.serving.writing import choices, generation_config, require_stream_options_fit
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from flatlm.serving import sse
-from flatlm.serving.encoder_messages import Text
+from flatlm.serving.answers import sse
+from flatlm.serving.engines.encoder_messages import Text
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.routes.responses import WRITES, json_response
+from flatlm.serving.schemas.answers import WRITES, json_response
 from flatlm.serving.schemas.embeddings import EmbeddingList, EmbeddingsRequest
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from flatlm.serving.routes.responses import json_response
+from flatlm.serving.schemas.answers import json_response
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

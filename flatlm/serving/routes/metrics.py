@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse
 
-from flatlm.serving.routes.responses import READS
+from flatlm.serving.schemas.answers import READS
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

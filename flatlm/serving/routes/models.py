@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
-from flatlm.serving.routes.responses import READS, refusals
+from flatlm.serving.schemas.answers import READS, refusals
 from flatlm.serving.schemas.models import Model, ModelList
 
 if TYPE_CHECKING:

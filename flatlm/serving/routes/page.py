@@ -8,7 +8,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from flatlm.serving.markdown import to_html
-from flatlm.serving.routes.responses import READS, json_response, refusals
+from flatlm.serving.schemas.answers import READS, json_response, refusals
 from flatlm.serving.schemas.common import Strict
 from flatlm.serving.text_model import TextModel
 from flatlm.utilities.named_templates import PLAIN

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from flatlm.serving import sse
-from flatlm.serving.routes.responses import WRITES, json_response
+from flatlm.serving.answers import sse
+from flatlm.serving.schemas.answers import WRITES, json_response
 from flatlm.serving.schemas.embeddings import Ranking, RerankRequest
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from flatlm.serving import sse
-from flatlm.serving.response_events import ResponseTeller
-from flatlm.serving.response_request import chat_request
+from flatlm.serving.answers import sse
+from flatlm.serving.answers.response_events import ResponseTeller
+from flatlm.serving.answers.response_request import chat_request
+from flatlm.serving.answers.typed_events import events, whole
 from flatlm.serving.routes import chat
-from flatlm.serving.routes.responses import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
 from flatlm.serving.schemas.responses import ResponseObject, ResponsesRequest
-from flatlm.serving.typed_events import events, whole
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served
 from flatlm.tasks.runner import TaskRunner, open_task
 from tests.serving.conftest import Running, running

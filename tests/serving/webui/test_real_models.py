@@ -9,7 +9,7 @@ from selenium.webdriver.common.keys import Keys
 
 from flatlm.generative.prove import prover
 from flatlm.quantize.recipes import get_recipe
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.named_templates import PLAIN

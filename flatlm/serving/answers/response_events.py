@@ -5,11 +5,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flatlm.serving.choices import FINISH, now
+from flatlm.serving.answers.choices import FINISH, now
+from flatlm.serving.answers.typed_events import Call, Event
+from flatlm.serving.answers.writing import TEMPERATURE
 from flatlm.serving.errors import ApiError
 from flatlm.serving.schemas.responses import ResponsesRequest
-from flatlm.serving.typed_events import Call, Event
-from flatlm.serving.writing import TEMPERATURE
 
 
 class ResponseTeller:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.inspect import read_manifest
-from flatlm.serving.encoder_messages import Embedded, EmbedRequest, EncoderFacts, Scored, ScoreRequest, Text
+from flatlm.serving.engines.encoder_messages import Embedded, EmbedRequest, EncoderFacts, Scored, ScoreRequest, Text
 from flatlm.tasks.classifying import MatchingTask
 from flatlm.tasks.embedding import EmbeddingTask, cosine
 from flatlm.tasks.reading import ReadingTask, shortened

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from flatlm.errors import RuntimeFileError
-from flatlm.serving.channel import pack, read_message
+from flatlm.serving.engines.channel import pack, read_message
+from flatlm.serving.engines.messages import Cancel, EngineSpec, Failed, Failure, Job, Opened, Update
 from flatlm.serving.errors import ApiError, BadRequest, Deadline, EngineDown, EngineLost, QueueFull
-from flatlm.serving.messages import Cancel, EngineSpec, Failed, Failure, Job, Opened, Update
 
 _LOG = logging.getLogger(__name__)
 Item = TypeVar("Item")
-MODULE = "flatlm.serving.engine_main"
+MODULE = "flatlm.serving.engines.engine_main"
 GRACE_S = 10.0
 """Deadlines are kept by the engine, between two steps; a step that takes longer than this beyond one is not waited for."""
 _FAREWELL_S = 2.0
@@ -129,7 +129,7 @@ class EngineProcess:
 
     async def _launch(self) -> asyncio.subprocess.Process:
         """A process that has loaded the file."""
-        package = str(Path(__file__).parents[2])
+        package = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", MODULE),

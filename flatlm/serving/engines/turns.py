@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from flatlm.errors import FlatlmError
-from flatlm.serving.messages import Failure, Job, Update
+from flatlm.serving.engines.messages import Failure, Job, Update
 
 SENT_EVERY_S = 0.015
 """Items are sent together, at most so often: a fast model's every token would wake both processes."""

@@ -5,10 +5,10 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flatlm.serving.choices import FINISH
+from flatlm.serving.answers.choices import FINISH
+from flatlm.serving.answers.typed_events import Call, Event
 from flatlm.serving.errors import ApiError
 from flatlm.serving.schemas.anthropic import MessagesRequest
-from flatlm.serving.typed_events import Call, Event
 
 
 class MessageTeller:

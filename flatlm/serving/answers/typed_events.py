@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from flatlm.serving import sse
+from flatlm.serving.answers import sse
 from flatlm.serving.errors import ApiError
 from flatlm.serving.routes.chat import Chat
 

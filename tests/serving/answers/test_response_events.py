@@ -7,11 +7,11 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
+from flatlm.serving.answers.response_events import ResponseTeller
+from flatlm.serving.answers.response_request import chat_request
+from flatlm.serving.answers.tools import ToolCallParser, is_required, offered
 from flatlm.serving.errors import BadRequest, EngineLost
-from flatlm.serving.response_events import ResponseTeller
-from flatlm.serving.response_request import chat_request
 from flatlm.serving.schemas.responses import ResponsesRequest
-from flatlm.serving.tools import ToolCallParser, is_required, offered
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}

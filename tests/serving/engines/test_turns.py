@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from flatlm.errors import RuntimeFileError
-from flatlm.serving.messages import Job, Update
-from flatlm.serving.turns import SENT_EVERY_S, Turns
+from flatlm.serving.engines.messages import Job, Update
+from flatlm.serving.engines.turns import SENT_EVERY_S, Turns
 
 
 class Counting:

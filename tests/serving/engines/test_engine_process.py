@@ -15,10 +15,10 @@ import pytest
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.generation_config import GenerationConfig
-from flatlm.serving import engine_process
-from flatlm.serving.engine_process import EngineProcess
+from flatlm.serving.engines import engine_process
+from flatlm.serving.engines.engine_process import EngineProcess
+from flatlm.serving.engines.messages import EngineSpec, WriteRequest
 from flatlm.serving.errors import Deadline, EngineDown, EngineLost, QueueFull
-from flatlm.serving.messages import EngineSpec, WriteRequest
 from tests.serving.conftest import Running
 
 GREEDY = GenerationConfig(max_new_tokens=400, ignore_eos=True)
@@ -210,14 +210,14 @@ def loaded(code: str) -> list[str]:
 
 
 def test_the_engines_side_never_loads_the_web_servers() -> None:
-    assert loaded("import flatlm.serving.engine_main, flatlm.serving.engine") == []
+    assert loaded("import flatlm.serving.engines.engine_main, flatlm.serving.engines.text_engine") == []
 
 
 def test_the_web_servers_side_never_loads_the_runtime(demo_file: Path) -> None:
     code = f"""
 import asyncio, httpx
 from pathlib import Path
-from flatlm.serving.messages import EngineSpec
+from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served, serve
 from flatlm.serving.settings import ServerSettings
 

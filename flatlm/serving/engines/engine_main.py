@@ -1,22 +1,22 @@
-"""The process that runs one file: `python -m flatlm.serving.engine_main`, spoken to over its stdin and stdout, until stdin ends."""
+"""The process that runs one file: `python -m flatlm.serving.engines.engine_main`, spoken to over its stdin and stdout, until stdin ends."""
 
 import os
 from contextlib import suppress
 from typing import Any
 
 from flatlm.errors import FlatlmError
-from flatlm.serving.channel import Line
-from flatlm.serving.messages import ENCODER, Cancel, EngineSpec, Failed, Job, Opened
-from flatlm.serving.turns import Engine, Turns
+from flatlm.serving.engines.channel import Line
+from flatlm.serving.engines.messages import ENCODER, Cancel, EngineSpec, Failed, Job, Opened
+from flatlm.serving.engines.turns import Engine, Turns
 
 
 def open_engine(spec: EngineSpec) -> Engine:
     """What runs the file. Raises a FlatlmError where it cannot be served."""
     if spec.kind == ENCODER:
-        from flatlm.serving.encoder_engine import EncoderEngine
+        from flatlm.serving.engines.encoder_engine import EncoderEngine
 
         return EncoderEngine.open(spec.file, spec.tokenizer, threads=spec.threads)
-    from flatlm.serving.engine import TextEngine
+    from flatlm.serving.engines.text_engine import TextEngine
 
     return TextEngine.open(spec)
 

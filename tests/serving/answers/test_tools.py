@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flatlm.serving.answers.tools import ToolCallParser, call_grammar, is_required, offered
 from flatlm.serving.errors import BadRequest
 from flatlm.serving.schemas.chat import ChatRequest, Tool
-from flatlm.serving.tools import ToolCallParser, call_grammar, is_required, offered
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [

@@ -7,11 +7,11 @@ import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from flatlm.serving.anthropic_events import MessageTeller
-from flatlm.serving.anthropic_request import chat_request
+from flatlm.serving.answers.anthropic_events import MessageTeller
+from flatlm.serving.answers.anthropic_request import chat_request
+from flatlm.serving.answers.tools import ToolCallParser, is_required, offered
 from flatlm.serving.errors import BadRequest, EngineLost
 from flatlm.serving.schemas.anthropic import CountRequest, MessagesRequest
-from flatlm.serving.tools import ToolCallParser, is_required, offered
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flatlm.errors import RuntimeFileError
-from flatlm.serving import encoder_engine
-from flatlm.serving.encoder_engine import EncoderEngine, served_task
+from flatlm.serving.engines import encoder_engine
+from flatlm.serving.engines.encoder_engine import EncoderEngine, served_task
 from flatlm.tasks.runner import open_task
 from tests.serving.encoder_files import EncoderFiles
 

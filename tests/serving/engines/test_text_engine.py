@@ -12,9 +12,9 @@ from flatlm.generative.generate import generate
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.speculation import SpeculativeRunner
-from flatlm.serving.engine import WORTH_WAITING, TextEngine
-from flatlm.serving.messages import EngineSpec, Job, ScoreRequest, Update, WriteRequest
-from flatlm.serving.turns import Turns
+from flatlm.serving.engines.messages import EngineSpec, Job, ScoreRequest, Update, WriteRequest
+from flatlm.serving.engines.text_engine import WORTH_WAITING, TextEngine
+from flatlm.serving.engines.turns import Turns
 from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.tokenizer import Tokenizer
 

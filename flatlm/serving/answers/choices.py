@@ -8,7 +8,7 @@ from typing import Any
 
 from flatlm.generative.generate import Piece
 from flatlm.generative.generation_config import GenerationConfig
-from flatlm.serving.engine_process import Answer
+from flatlm.serving.engines.engine_process import Answer
 from flatlm.serving.schemas.common import FinishReason
 from flatlm.serving.text_model import TextModel
 

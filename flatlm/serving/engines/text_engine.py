@@ -11,7 +11,7 @@ from flatlm.generative.logprobs import TokenLogprob, token_logprob
 from flatlm.generative.runner import Runner
 from flatlm.generative.session import Session, TurnStats
 from flatlm.generative.speculation import SpeculativeRunner, open_runner
-from flatlm.serving.messages import EngineSpec, ScoreRequest, WriteRequest
+from flatlm.serving.engines.messages import EngineSpec, ScoreRequest, WriteRequest
 
 WORTH_WAITING = 16
 """Tokens. A prompt that another slot is reading the beginning of waits for it, and copies that, where it saves as many."""

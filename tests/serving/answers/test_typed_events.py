@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from flatlm.generative.generate import Piece
+from flatlm.serving.answers.response_events import ResponseTeller
+from flatlm.serving.answers.typed_events import events, whole
 from flatlm.serving.errors import ApiError, BadRequest, EngineLost
-from flatlm.serving.response_events import ResponseTeller
 from flatlm.serving.routes.chat import Chat
 from flatlm.serving.schemas.responses import ResponsesRequest
-from flatlm.serving.typed_events import events, whole
 
 
 class Failing:

@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with the tokenizer (a .litertlm has its own)")
     parser.add_argument("--chat-template", metavar="NAME|FILE", help="plain, chatml, or a file of Jinja text (default: the model's own)")
     parser.add_argument("--threads", type=int, help="threads to run with (all cores)")
-    parser.add_argument("--draft", type=Path, metavar="FILE", help="an exported smaller model of the same tokens, which guesses ahead")
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="FILE",
+        help="an exported smaller model of the same tokens, which guesses ahead (for each of several models)",
+    )
     export = parser.add_argument_group("of a checkpoint's export")
     export.add_argument("--recipe", metavar="NAME", help="how weights are stored (dynamic_int8)")
     lengths = base.comma_separated_lengths

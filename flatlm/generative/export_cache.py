@@ -6,7 +6,7 @@ stays where it is, in the checkpoint.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -71,7 +71,8 @@ def export_key(request: ExportRequest, *, verify: bool = True) -> str:
         reading = {**request.reading.fingerprint(), "outside": code_digests(path, request.reading)}
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}; give a Python file that is there") from error
-    facts |= {"reading": reading, "recipe": request.recipe.to_dict(), "prefill": request.prefill_lengths, "cache": request.kv_cache_len}
+    facts |= {"reading": reading, "recipe": request.recipe.to_dict(), "prefill": _ascending(request.prefill_lengths)}
+    facts |= {"cache": _ascending(request.kv_cache_len)}
     facts |= {
         "logits": request.prefill_logits,
         "dtype": str(request.kv_cache_dtype),
@@ -80,6 +81,14 @@ def export_key(request: ExportRequest, *, verify: bool = True) -> str:
         "flatlm": __version__,
     }
     return digest_of(facts | {name: version(name) for name in ("torch", "litert-torch", "ai-edge-litert")})[:32]
+
+
+def _ascending(lengths: int | Sequence[int] | None) -> object:
+    """Lengths as the export takes them, in whatever order they were asked for."""
+    if lengths is None or isinstance(lengths, int):
+        return lengths
+    found = sorted(set(lengths))
+    return found[0] if len(found) == 1 else found
 
 
 @contextmanager

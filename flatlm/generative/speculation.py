@@ -147,8 +147,7 @@ class SpeculativeRunner:
             self._count(tokens=1, accepted=1)
             return self._ahead.popleft()[1]
         self._catch_up()
-        room = self.target.cache_length - self.position
-        proposed = self._propose(token, min(self.target.verify_length, room) - 1)
+        proposed = self._propose(token)
         rows = self.target.verify([token, *proposed])
         self._text.append(token)
         self._ahead.extend(zip(proposed, rows[1:], strict=True))
@@ -172,11 +171,13 @@ class SpeculativeRunner:
             self._ahead.clear()
             self.target.rewind(self.position)
 
-    def _propose(self, token: int, count: int) -> list[int]:
-        """The draft's most probable tokens after the text and `token`; fewer, where its context ends."""
-        text = [*self._text, token]
-        count = min(count, self.draft.cache_length - len(text) + 1)
-        if count < 1:
+    def _propose(self, token: int) -> list[int]:
+        """The draft's most probable tokens after the text and `token`: as many as one call of the target checks.
+
+        None where that call, or the draft's context, has no room for them: in smaller pieces nothing would be gained.
+        """
+        text, count = [*self._text, token], self.target.verify_length - 1
+        if len(text) + count > self.target.cache_length or len(text) + count > self.draft.cache_length + 1:
             return []
         shared = common_tokens(self._in_draft, text[:-1])
         if not self.draft.can_rewind(shared):

@@ -302,12 +302,15 @@ def test_the_key_follows_from_all_that_decides_and_not_from_the_path(talking: Pa
         export_key(ExportRequest(DEMO, tmp_path, get_recipe("dynamic_int4_block32"))),
         export_key(ExportRequest(DEMO, tmp_path, prefill_lengths=(32,))),
         export_key(ExportRequest(DEMO, tmp_path, kv_cache_len=64)),
+        export_key(ExportRequest(DEMO, tmp_path, kv_cache_len=(64, 128))),
+        export_key(ExportRequest(DEMO, tmp_path, verify_length=4)),
         export_key(ExportRequest(DEMO, tmp_path, kv_cache_dtype="float16")),
         export_key(ExportRequest(DEMO, tmp_path, reading=Reading(custom=code))),
         export_key(ExportRequest(DEMO, tmp_path, reading=Reading(module_map=code))),
     ]
     code.write_text("a = 2")
     keys.append(export_key(ExportRequest(DEMO, tmp_path, reading=Reading(custom=code))))
+    assert export_key(ExportRequest(DEMO, tmp_path, kv_cache_len=(128, 64, 64))) == keys[5]  # as the export takes it
     other = shutil.copytree(talking, tmp_path / "other")
     assert export_key(ExportRequest(other, tmp_path)) == keys[0]
     (other / "config.json").write_text((other / "config.json").read_text("utf-8") + " ", "utf-8")

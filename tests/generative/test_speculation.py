@@ -76,6 +76,21 @@ def test_a_draft_that_is_always_right_saves_three_calls_of_four(files) -> None:
     assert counts.acceptance == 1.0
 
 
+def test_calls_are_counted_as_they_are_made(files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the end of the context, where no call of four has room any more."""
+    calls: list[str] = []
+    real = Runner._call
+    target = files["target"].sibling()
+    runner = SpeculativeRunner(target, files["other"].sibling())
+    runner.prefill(PROMPT[:-1])
+    monkeypatch.setattr(Runner, "_call", lambda self, spec, ids: (self is target and calls.append(spec.name), real(self, spec, ids))[1])
+    token = PROMPT[-1]
+    for _ in range(53):
+        token = int(runner.step(token).argmax())
+    assert runner.counts.target_calls == len(calls)
+    assert set(calls) == {"verify_4", "decode"}
+
+
 def test_a_draft_that_is_never_right_saves_none(files) -> None:
     target = files["target"].sibling()
     runner = SpeculativeRunner(target, files["other"].sibling())

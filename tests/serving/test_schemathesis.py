@@ -1,5 +1,6 @@
 """Schemathesis over the server's own OpenAPI description: what it says is what it does, and nothing that is sent makes it fail."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -29,7 +30,7 @@ def everything(demo: Served, encoder_files: EncoderFiles) -> Iterator[Running]:
 
 
 DESCRIPTION = create_app({}, ServerSettings()).openapi()
-"""It does not depend on the models."""
+"""It depends on the models in nothing but examples of their names."""
 
 
 def described() -> Any:
@@ -51,7 +52,8 @@ def statuses() -> Counter[tuple[str, int]]:
 
 def test_the_description_is_the_servers(everything: Running) -> None:
     with everything.http() as http:
-        assert http.get("/openapi.json").json() == DESCRIPTION
+        told = http.get("/openapi.json").text
+    assert json.loads(told.replace('["demo","vectors"]', "[]")) == DESCRIPTION
 
 
 @schema.parametrize()

@@ -26,7 +26,7 @@ REQUESTS = int(os.environ.get("FLATLM_LONG_RUN", "200"))
 CLIENTS = 6
 SEED = 7
 MOST_MB = 40.0
-"""How much each process may grow after the first quarter of a run. Measured: the server 12 in 4,500 requests, 13 in 9,000; the engine 0.3."""
+"""How much each process may grow after a quarter of a run. Measured: the server 12 in 4,500 requests, 13 in 9,000; the engine 0.3."""
 SYSTEM = "You tell stories to children. They are short and end well. " * 3
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}, "required": ["name"], "additionalProperties": False}
 

@@ -135,7 +135,8 @@ class Client:
             self._leave(ask)
             self.seen["left"] += 1
             return
-        while True:
+        latest = time.monotonic() + 60
+        while time.monotonic() < latest:
             answer = self._http.post(ask.path, content=ask.content, headers={"content-type": "application/json"})
             if answer.status_code != 429:
                 break

@@ -1,7 +1,9 @@
 """Schemathesis over the server's own OpenAPI description: what it says is what it does, and nothing that is sent makes it fail."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -27,16 +29,19 @@ def everything(demo: Served, encoder_files: EncoderFiles) -> Iterator[Running]:
         yield found
 
 
-def description() -> Any:
-    """The same for any server: it does not depend on the models."""
+DESCRIPTION = create_app({}, ServerSettings()).openapi()
+"""It depends on the models in nothing but examples of their names."""
+
+
+def described() -> Any:
     config = SchemathesisConfig()
     # What a schema cannot say is refused too: ids of tokens, fields that do not go together, grammars.
     config.projects.default.checks = ChecksConfig(positive_data_acceptance=PositiveDataAcceptanceConfig(enabled=False))
     config.projects.default.generation = GenerationConfig(max_examples=15, deterministic=True, no_shrink=True)
-    return schemathesis.openapi.from_dict(create_app({}, ServerSettings()).openapi(), config=config)
+    return schemathesis.openapi.from_dict(deepcopy(DESCRIPTION), config=config)
 
 
-schema = description()
+schema = described()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,8 @@ def statuses() -> Counter[tuple[str, int]]:
 
 def test_the_description_is_the_servers(everything: Running) -> None:
     with everything.http() as http:
-        assert http.get("/openapi.json").json() == schema.raw_schema
+        told = http.get("/openapi.json").text
+    assert json.loads(told.replace('["demo","vectors"]', "[]")) == DESCRIPTION
 
 
 @schema.parametrize()

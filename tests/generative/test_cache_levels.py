@@ -154,6 +154,16 @@ def test_a_short_text_after_a_long_one_goes_back_to_short_caches(runners) -> Non
     np.testing.assert_allclose(several.step(7), one.step(7), atol=1e-4)
 
 
+def test_a_ring_that_has_wrapped_stays_where_it_is(runners) -> None:
+    """In shorter caches all positions would seem to be there, and the ring has overwritten the first."""
+    several, _ = runners
+    for token in IDS[:36]:
+        several.step(token)
+    several.rewind(16)
+    assert several.kv_length == 64
+    assert not several.can_rewind(6)
+
+
 def test_rewinding_after_a_move(runners) -> None:
     several, one = runners
     for runner in runners:

@@ -75,6 +75,11 @@ class EngineProcess:
         """Jobs without a slot."""
         return max(0, len(self._answers) - self.spec.slots)
 
+    @property
+    def most(self) -> int:
+        """Jobs that it takes at once."""
+        return self.spec.slots + self._most_waiting
+
     async def start(self) -> None:
         """Returns when the file is loaded. Raises RuntimeFileError where it cannot be."""
         process = await self._launch()

@@ -20,6 +20,9 @@ from flatlm.utilities.vocabulary import Vocabulary
 WHITESPACE = r" |\n {0,16}"
 """What may stand between the parts of a JSON text: enough to indent it, and not so much that a model lost in spaces never ends."""
 
+_MOST_READINGS = 2000
+"""Of the parser's items, in one step."""
+
 
 class GrammarTokenizer(Protocol):
     """What is asked of a tokenizer."""
@@ -90,8 +93,11 @@ def _matcher(grammar: Grammar, vocabulary: Vocabulary, eos_ids: tuple[int, ...],
 
 
 def _limits() -> Any:
-    """As they are by default, without the parser's whole state in messages."""
-    return _llguidance().LLParserLimits(verbose_errors=False)
+    """As they are by default, but for two: no message has the parser's whole state, and no step goes through a multitude of readings.
+
+    A grammar with so many is ambiguous, and who takes turns with it would wait. A large schema needs about 700.
+    """
+    return _llguidance().LLParserLimits(verbose_errors=False, step_max_items=_MOST_READINGS)
 
 
 def _compiled(grammar: Grammar) -> str:

@@ -142,6 +142,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):  # FastAPI reads JSON alone
+        return BadRequest("the body is not said to be JSON: send Content-Type: application/json").response(request.url.path)
     return describe_invalid(error.errors()).response(request.url.path)
 
 

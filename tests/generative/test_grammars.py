@@ -62,6 +62,9 @@ class Noise:
     def require_room(self, count):
         pass
 
+    def reading(self, ids):
+        return iter(())
+
     def step(self, token):
         logits = self._random.standard_normal(self.vocab_size).astype(np.float32)
         logits[-ODD:] += 100
@@ -191,6 +194,52 @@ def test_what_can_be_compiled_is_valid():
     ):
         require_valid(grammar)
     require_valid(Grammar("choice", json.dumps(CHOICES)))
+
+
+def steps(grammar, tokenizer, token, most):
+    """How often a token can be accepted."""
+    begun = constrain(grammar, tokenizer, tokenizer.vocab_size)
+    for place in range(most):
+        begun.allowed()
+        begun.accept(token)
+    return place + 1
+
+
+def test_a_grammar_that_can_be_read_in_too_many_ways_is_given_up(demo):
+    _, tokenizer = demo
+    (letter,) = tokenizer.vocabulary.spell("a")
+    with pytest.raises(RuntimeFileError, match="Too many items"):
+        steps(Grammar("lark", "start: e\ne: e e | e e e | A\nA: /[a-z]/"), tokenizer, letter, 150)
+    assert steps(Grammar("lark", "start: e\ne: e A | A\nA: /[a-z]/"), tokenizer, letter, 400) == 400
+
+
+def test_a_large_schema_is_no_such_grammar(demo):
+    """200 fields, of 60 kinds that refer to each other, 40 fields each."""
+    _, tokenizer = demo
+    fields = [
+        {"type": "string", "maxLength": 200},
+        {"type": "string", "format": "date-time"},
+        {"type": "integer", "minimum": -1000, "maximum": 99999},
+        {"enum": [f"value {place}" for place in range(100)]},
+        {"type": "string", "pattern": "^[a-z]{1,20}(-[0-9]{2}){0,5}$"},
+        {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/K7"}, {"$ref": "#/$defs/K8"}]},
+        {"type": "array", "items": {"$ref": "#/$defs/K9"}, "maxItems": 20},
+    ]
+    kinds = {
+        f"K{kind}": {
+            "type": "object",
+            "properties": {f"field_{place}": fields[(kind + place) % len(fields)] for place in range(40)},
+            "additionalProperties": False,
+        }
+        for kind in range(60)
+    }
+    names = [f"name_{place}" for place in range(200)]
+    properties = {name: {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/K{place % 60}"}]} for place, name in enumerate(names)}
+    schema = {"$defs": kinds, "type": "object", "properties": properties, "required": names[::2], "additionalProperties": False}
+    begun = constrain(Grammar("json_schema", json.dumps(schema)), tokenizer, tokenizer.vocab_size)
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        begun.accept(int(random.choice(np.flatnonzero(begun.allowed()))))
 
 
 def test_what_the_vocabulary_cannot_write_is_said():

@@ -226,6 +226,8 @@ class TestQueue:
                 assert int(refused.headers["retry-after"]) >= 1
                 is_error(http.post("/v1/chat/completions", json=CHAT | {"n": 2, "stream": True}), 429)
                 wait_for(server, busy=1, queue=1)
+                for path, asked in (("chat/completions", CHAT), ("completions", LONG | {"prompt": ["Once"] * 3})):
+                    is_error(http.post(f"/v1/{path}", json={"n": 3} | asked), 400, param="n")  # there is never room for 3
             assert len({answer.result().choices[0].text for answer in waiting}) == 1
         wait_for(server, busy=0, queue=0)
 

@@ -1,8 +1,9 @@
 """Calls of tools: what an answer must look like to be one, and how it is found in a text."""
 
 import json
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flatlm.generative.generation_config import Grammar
@@ -10,6 +11,7 @@ from flatlm.serving.errors import BadRequest
 from flatlm.serving.schemas.chat import ChatRequest, NamedToolChoice, Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_DEFINITIONS = "$defs"
 
 
 def offered(request: ChatRequest) -> list[Tool]:
@@ -34,16 +36,54 @@ def is_required(request: ChatRequest) -> bool:
 
 def call_grammar(tools: Sequence[Tool]) -> Grammar:
     """A call of one of the tools, and nothing else: {"name": ..., "arguments": {...}}."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.function.name}, "arguments": tool.function.parameters or {"type": "object"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return Grammar("json_schema", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}))
+    calls, definitions = [], dict[str, Any]()
+    for place, tool in enumerate(tools):
+        arguments, own = _nested(tool.function.parameters or {"type": "object"}, place)
+        definitions |= own
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return Grammar("json_schema", json.dumps(schema | ({_DEFINITIONS: definitions} if definitions else {})))
+
+
+def _nested(schema: Mapping[str, Any], place: int) -> tuple[Any, dict[str, Any]]:
+    """A tool's schema as a part of a larger one: what it defines goes to the larger one's root, under names of its own."""
+    if not any(f'"{key}"' in json.dumps(schema) for key in ("$ref", _DEFINITIONS, "definitions")):
+        return schema, {}
+    root = f"tool{place}"
+    own = {
+        f"{root}_{name}": _refs_moved(each, root)
+        for key in (_DEFINITIONS, "definitions")
+        if isinstance(named := schema.get(key), dict)
+        for name, each in named.items()
+    }
+    moved = {key: _refs_moved(value, root) for key, value in schema.items() if key not in (_DEFINITIONS, "definitions")}
+    if f'"#/{_DEFINITIONS}/{root}"' not in json.dumps([moved, own]):
+        return moved, own
+    return {"$ref": f"#/{_DEFINITIONS}/{root}"}, own | {root: moved}  # it refers to itself
+
+
+def _refs_moved(value: Any, root: str) -> Any:
+    """The same, but for where its references point."""
+    if isinstance(value, list):
+        return [_refs_moved(each, root) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _moved(each, root) if key == "$ref" else _refs_moved(each, root) for key, each in value.items()}
+
+
+def _moved(reference: Any, root: str) -> Any:
+    if reference == "#":
+        return f"#/{_DEFINITIONS}/{root}"
+    if not isinstance(reference, str):
+        return _refs_moved(reference, root)  # a property of that name
+    return re.sub(r"^#/(\$defs|definitions)/", f"#/{_DEFINITIONS}/{root}_", reference)
 
 
 def parse_call(text: str, names: Sequence[str]) -> dict[str, Any] | None:

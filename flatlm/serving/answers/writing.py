@@ -45,12 +45,12 @@ def generation_config(
         raise BadRequest(str(error)) from error
 
 
-def choices(request: WritingRequest, settings: ServerSettings, *, prompts: int = 1) -> int:
-    """`n`. BadRequest where that are too many texts."""
-    n = request.n or 1
-    if n * prompts > settings.max_choices:
+def choices(request: WritingRequest, settings: ServerSettings, model: TextModel, *, prompts: int = 1) -> int:
+    """`n`. BadRequest where that are too many texts, or more than there would be room for if nobody else asked."""
+    n, most = request.n or 1, min(settings.max_choices, model.process.most)
+    if n * prompts > most:
         what = f"n = {n}" if prompts == 1 else f"n = {n} texts of each of {prompts} prompts"
-        raise BadRequest(f"{what}: one request may ask for {settings.max_choices} texts at most", param="n")
+        raise BadRequest(f"{what}: one request may ask for {most} texts at most", param="n")
     return n
 
 

@@ -75,10 +75,16 @@ class EngineProcess:
         """Jobs without a slot."""
         return max(0, len(self._answers) - self.spec.slots)
 
+    @property
+    def most(self) -> int:
+        """Jobs that it takes at once."""
+        return self.spec.slots + self._most_waiting
+
     async def start(self) -> None:
         """Returns when the file is loaded. Raises RuntimeFileError where it cannot be."""
         process = await self._launch()
         self._keeper = asyncio.create_task(self._keep(process))
+        self._keeper.add_done_callback(self._kept)
 
     async def close(self) -> None:
         """Ends the process; what it was answering ends with EngineDown, before that."""
@@ -87,8 +93,9 @@ class EngineProcess:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         if self._keeper is not None:
-            with suppress(asyncio.TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(self._keeper, _FAREWELL_S)
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([self._keeper], timeout=_FAREWELL_S)
+            self._keeper.cancel()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
@@ -131,13 +138,16 @@ class EngineProcess:
         """A process that has loaded the file."""
         package = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the server alone, which ends it
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", MODULE),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for the server alone, which ends it
+            )
+        except OSError as error:
+            raise RuntimeFileError(f"{self.spec.file}: the process that is to run it cannot be started: {error.strerror or error}") from error
         self._process = process
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -173,6 +183,14 @@ class EngineProcess:
             for number in unsent:
                 if (answer := self._living(number)) is not None:
                     self._send_job(answer)
+
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        """Requests are not left waiting for a keeper that has failed, which it does by a fault in FlatLM alone."""
+        if keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        _LOG.error("flatlm: %s is no longer kept running; start the server again", self.name, exc_info=error)
+        self.pid, self._trouble = None, f"{self.name} is no longer kept running, by a fault in FlatLM ({type(error).__name__})"
+        self._fail_all(EngineDown(self._trouble))
 
     async def _start_again(self, failures: int) -> tuple[asyncio.subprocess.Process, int]:
         """The new process, and how often in a row one was started. Where it does not start, requests are refused until it does."""

@@ -50,6 +50,7 @@ class Prompt:
 
     ids: list[int]
     text: str
+    """Where it is echoed."""
     found: tuple[TokenLogprob, ...] = ()
 
 
@@ -62,10 +63,11 @@ async def begin(server: "Server", body: CompletionRequest) -> "Written":
         raise BadRequest("suffix is not supported: the model writes on from a prompt, it does not fill in before a suffix", param="suffix")
     if body.best_of is not None and body.best_of > (body.n or 1):
         raise BadRequest("best_of larger than n is not supported: every text that is written is given back", param="best_of")
-    prompts = await _prompts(model, body)
+    given: Sequence[Any] = [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else body.prompt
+    n = choices(body, server.settings, model, prompts=len(given))
+    prompts = [await _prompt(model, each, echo=bool(body.echo)) for each in given]
     longest = MAX_TOKENS if body.max_tokens is None else body.max_tokens
     config = generation_config(body, server.settings, model, max_new_tokens=longest, logprobs=body.logprobs)
-    n = choices(body, server.settings, prompts=len(prompts))
     for prompt in prompts:
         model.require_fits(prompt.ids)
     if body.echo and body.logprobs is not None:
@@ -75,16 +77,11 @@ async def begin(server: "Server", body: CompletionRequest) -> "Written":
     return written
 
 
-async def _prompts(model: TextModel, body: CompletionRequest) -> list[Prompt]:
-    found = []
-    prompts: Sequence[Any] = [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else body.prompt
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            found.append(Prompt(await model.tokens(prompt), prompt))
-        else:
-            model.require_fits(prompt)
-            found.append(Prompt(list(prompt), model.tokenizer.decode(prompt)))
-    return found
+async def _prompt(model: TextModel, given: str | Sequence[int], *, echo: bool) -> Prompt:
+    if isinstance(given, str):
+        return Prompt(await model.tokens(given), given)
+    model.require_fits(given)
+    return Prompt(list(given), model.tokenizer.decode(given) if echo else "")
 
 
 async def _scored(model: TextModel, prompt: Prompt, top: int, deadline: float) -> Prompt:

@@ -1,10 +1,15 @@
 import json
 from itertools import pairwise
+from typing import Literal
 
+import jsonschema
+import openai
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flatlm.generative.grammars import require_valid
 from flatlm.serving.answers.tools import ToolCallParser, call_grammar, is_required, offered
 from flatlm.serving.errors import BadRequest
 from flatlm.serving.schemas.chat import ChatRequest, Tool
@@ -95,3 +100,40 @@ def test_a_calls_grammar_is_its_tools_schema() -> None:
     assert [each["properties"]["name"]["const"] for each in schema["anyOf"]] == ["weather", "time"]
     assert schema["anyOf"][0]["properties"]["arguments"] == SCHEMA
     assert json.loads(call_grammar(TOOLS[1:]).text)["properties"]["name"] == {"const": "time"}
+
+
+class Place(pydantic.BaseModel):
+    street: Literal["Main Street", "Long Lane"]
+    inside: "Place | None"
+
+
+class Visit(pydantic.BaseModel):
+    """A tool whose arguments have parts of their own."""
+
+    places: list[Place]
+
+
+def test_what_a_tool_defines_is_found_from_the_call() -> None:
+    """By llguidance, which knows references from the root alone, and by the book."""
+    visit = openai.pydantic_function_tool(Visit)
+    older = {"type": "object", "properties": {"a": {"$ref": "#/definitions/Place"}}, "definitions": {"Place": {"const": 7}}, "required": ["a"]}
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": False}
+    odd = {"type": "object", "properties": {"$ref": {"type": "integer"}}, "required": ["$ref"]}
+    others = [{"type": "function", "function": {"name": f"other{place}", "parameters": each}} for place, each in enumerate((older, tree, odd))]
+    main = {"street": "Main Street", "inside": {"street": "Long Lane", "inside": None}}
+    good = [
+        ("Visit", {"places": [main, main]}),
+        ("other0", {"a": 7}),
+        ("other1", {"left": {"left": {}}}),
+        ("other2", {"$ref": 3}),
+    ]
+    bad = [("Visit", {"places": [7]}), ("other0", {"a": main}), ("other1", {"left": {"right": {}}}), ("other2", {"$ref": "3"})]
+    given = [Tool.model_validate(each) for each in (visit, *others)]
+    for tools in (given, *([tool] for tool in given)):
+        grammar = call_grammar(tools)
+        require_valid(grammar)
+        names = {tool.function.name for tool in tools}
+        for calls, expected in ((good, True), (bad, False)):
+            for name, arguments in calls:
+                found = jsonschema.Draft202012Validator(json.loads(grammar.text)).is_valid({"name": name, "arguments": arguments})
+                assert found == (expected and name in names), (name, arguments)

@@ -1,6 +1,7 @@
 """The process that runs a file, from outside: its start, its end, and what each side loads."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -118,6 +119,45 @@ def test_a_process_that_cannot_be_started_again_refuses(demo_file: Path, tmp_pat
         assert await text(process)
 
     with_process(file, use)
+
+
+def test_a_machine_that_starts_no_process_for_a_while(demo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "_PAUSES_S", (0.0, 0.1))
+    real = asyncio.create_subprocess_exec
+
+    async def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    async def use(process: EngineProcess) -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+        os.kill(process.pid, signal.SIGKILL)
+        while process.ready:
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineDown, match="cannot be started: Cannot allocate memory"):
+            await text(process)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", real)
+        while not process.ready:
+            await asyncio.sleep(0.05)
+        assert await text(process)
+
+    with_process(demo_file, use)
+
+
+def test_a_fault_of_who_keeps_it_running_is_told(demo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(process: EngineProcess) -> None:
+        monkeypatch.setattr(process, "_start_again", None)
+        answer = process.submit(WriteRequest(IDS, GREEDY))
+        await anext(answer)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises((EngineLost, EngineDown)):
+            [pieces async for pieces in answer]
+        while process.ready:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        with pytest.raises(EngineDown, match="fault in FlatLM"):
+            await text(process)
+
+    with_process(demo_file, use)
 
 
 def test_a_process_that_hangs_is_not_waited_for(demo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from flatlm.generative.generate import generate
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.utilities.bundling import bundled_tokenizer
+from tests.serving.conftest import Running
 
 PROMPT = "Once upon a time"
 
@@ -174,5 +175,17 @@ def test_bodies_that_are_no_request(http: httpx.Client, body: bytes) -> None:
 
 def test_a_form_is_no_request(http: httpx.Client) -> None:
     """What a page of another site can send without asking."""
-    answer = http.post("/v1/completions", content=b'{"model": "demo", "prompt": "Once"}', headers={"content-type": "text/plain"})
-    assert answer.status_code == 400
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = http.post("/v1/completions", content=b'{"model": "demo", "prompt": "Once"}', headers={"content-type": kind})
+        assert answer.status_code == 400
+        assert "send Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_prompts_are_counted_before_they_are_read(http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.models["demo"], "tokenizer", None)
+    for prompt in (["Once"] * 17, [[1]] * 17):
+        answer = http.post("/v1/completions", json={"model": "demo", "prompt": prompt})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+    answer = http.post("/v1/completions", json={"model": "demo", "prompt": [1] * 513})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert http.post("/v1/completions", json={"model": "demo", "prompt": [[1]]}).status_code == 200  # ids are no text unless echoed

@@ -73,7 +73,7 @@ def test_pieces_come_one_by_one(runner, letters):
     assert runner.position == 1
     assert next(pieces) == Piece("", 10)
     assert runner.position == 2
-    assert list(pieces) == [Piece("+", 11), Piece(",", 12), Piece("-", None, "length")]
+    assert list(pieces) == [Piece("+", 11, begins=0), Piece(",", 12, begins=1), Piece("-", None, "length")]
     assert runner.position == 4  # the last token is not in the cache
 
 

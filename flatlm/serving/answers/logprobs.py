@@ -29,7 +29,7 @@ class CompletionLogprobs:
 
     def __init__(self, *, top: int) -> None:
         self._top = top
-        self._offset = 0
+        self._offset = 0  # of the prompt's next token; then of the answer
         self._tokens: list[tuple[str, TokenLogprob | None, int]] = []
 
     def add_prompt(self, ids: Sequence[int], found: Sequence[TokenLogprob], first: str, decoder: StreamDecoder) -> None:
@@ -38,13 +38,13 @@ class CompletionLogprobs:
             told = found[place - 1] if place else None
             self._tokens.append((first if told is None else told.text, told, self._offset))
             self._offset += len(decoder.push(token))
+        self._offset += len(decoder.finish())
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """An answer's."""
         for piece in pieces:
             if piece.logprob is not None:
-                self._tokens.append((piece.logprob.text, piece.logprob, self._offset))
-            self._offset += len(piece.text)
+                self._tokens.append((piece.logprob.text, piece.logprob, self._offset + piece.begins))
 
     def take(self) -> dict[str, Any]:
         """Of the tokens since the last time."""

@@ -15,13 +15,12 @@ def chat_logprobs(pieces: Iterable[Piece]) -> dict[str, Any]:
     content = []
     for found in (piece.logprob for piece in pieces):
         if found is not None:
-            top = [_token(text, logprob, text.encode()) for _, text, logprob in found.top]
-            content.append({**_token(found.text, found.logprob, found.bytes), "top_logprobs": top})
+            content.append({**_token(found), "top_logprobs": [_token(each) for each in found.top]})
     return {"content": content, "refusal": None}
 
 
-def _token(text: str, logprob: float, data: bytes) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+def _token(found: TokenLogprob) -> dict[str, Any]:
+    return {"token": found.text, "logprob": max(found.logprob, LEAST), "bytes": list(found.bytes)}
 
 
 class CompletionLogprobs:
@@ -61,4 +60,4 @@ def _tops(found: TokenLogprob | None) -> dict[str, float] | None:
     """The most probable tokens, and the one that is there."""
     if found is None:
         return None
-    return {text: max(value, LEAST) for _, text, value in found.top} | {found.text: max(found.logprob, LEAST)}
+    return {each.text: max(each.logprob, LEAST) for each in (*found.top, found)}

@@ -61,8 +61,7 @@ async def begin(server: "Server", body: ChatRequest) -> "Chat":
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     config = generation_config(body, server.settings, model, max_new_tokens=longest, logprobs=logprobs, grammar=grammar)
     n = choices(body, server.settings)
-    parsers = [ToolCallParser(tools, required=is_required(body)) for _ in range(n)]
-    chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), parsers)
+    chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), [ToolCallParser.of(body) for _ in range(n)])
     server.answers[chat.id] = chat.choices
     return chat
 

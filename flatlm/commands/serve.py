@@ -5,7 +5,7 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,8 @@ def models_of(args: argparse.Namespace, *, plain: bool = False) -> "list[Served]
     from flatlm.serving.running import Served
 
     found = served.open_served(args, plain=plain)
+    if any(not name.strip() for name in args.model_name):
+        raise RuntimeFileError("--model-name is empty: give a name, or leave it out for the file's")
     names = args.model_name or [Path(one.name).stem if one.file.name == one.name else one.name for one in found]
     if len(names) != len(found):
         raise RuntimeFileError(f"{len(names)} --model-name for {len(found)} models: give one for each, in their order")
@@ -126,12 +128,20 @@ def _spec(args: argparse.Namespace, model: served.Served) -> EngineSpec:
 
 
 def _keys(args: argparse.Namespace) -> list[str]:
-    """From the command line, a file and the environment. An empty one would let everybody in."""
-    lines = args.api_key_file.read_text("utf-8").splitlines() if args.api_key_file else []
-    from_environment = os.environ.get(KEYS_VARIABLE, "").split(",")
+    """From the command line, a file and the environment. One that was given and has no key in it would let everybody in."""
     if any(not key.strip() for key in args.api_key):
         raise RuntimeFileError("--api-key is empty: give a key, or leave it out")
-    keys = [key.strip() for key in (*args.api_key, *lines, *from_environment) if key.strip()]
-    if args.api_key_file and not keys:
+    try:
+        lines = [] if args.api_key_file is None else _stripped(args.api_key_file.read_text("utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise RuntimeFileError(f"{args.api_key_file}: is not UTF-8 text; write one key a line") from error
+    if args.api_key_file is not None and not lines:
         raise RuntimeFileError(f"{args.api_key_file}: has no keys in it; write one a line")
-    return keys
+    from_environment = _stripped(os.environ.get(KEYS_VARIABLE, "").split(","))
+    if KEYS_VARIABLE in os.environ and not from_environment:
+        raise RuntimeFileError(f"{KEYS_VARIABLE} has no keys in it: give them, with commas between them, or unset it")
+    return [*_stripped(args.api_key), *lines, *from_environment]
+
+
+def _stripped(keys: Sequence[str]) -> list[str]:
+    return [key.strip() for key in keys if key.strip()]

@@ -47,6 +47,8 @@ class Piece:
     logprob: TokenLogprob | None = None
     stop: str | None = None
     """The stop string that ended the text."""
+    begins: int = 0
+    """Of a token: the place of its text in the answer, had nothing been held back. Parts of one character have one place."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def stream(
     stops = StopFilter(config.stop)
     for _ in runner.reading(prompt_ids[held:-1]):
         yield Piece("", None)
-    token, made = int(prompt_ids[-1]), 0
+    token, made, begins = int(prompt_ids[-1]), 0, 0
     while True:
         if made == config.max_new_tokens:
             reason: FinishReason = "length"
@@ -103,7 +105,9 @@ def stream(
         made += 1
         sampler.accept(token)
         told = None if config.logprobs is None else token_logprob(logits, token, config.logprobs, tokenizer.vocabulary)
-        yield Piece(stops.push(decoder.push(token)), token, None, told)
+        text = decoder.push(token)
+        yield Piece(stops.push(text), token, None, told, begins=begins)
+        begins += len(text)
         if constraint is not None:
             constraint.accept(token)
         if stops.found is not None or (constraint is not None and constraint.done):

@@ -21,8 +21,8 @@ class TokenLogprob:
     """With U+FFFD for bytes that are no whole character."""
     bytes: bytes
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
-    """The most probable tokens, the first one first: id, text, logarithm."""
+    top: tuple["TokenLogprob", ...] = ()
+    """The most probable tokens, the first one first."""
 
 
 def token_logprob(logits: NDArray[Any], token: int, count: int, vocabulary: Vocabulary) -> TokenLogprob:
@@ -32,5 +32,8 @@ def token_logprob(logits: NDArray[Any], token: int, count: int, vocabulary: Voca
     values -= peak + np.log(np.exp(values - peak).sum())
     best = largest(values, min(count, len(values))) if count else np.empty(0, np.intp)
     order = best[np.argsort(-values[best], kind="stable")].tolist()
-    top = tuple((i, vocabulary.text(i), float(values[i])) for i in order)
-    return TokenLogprob(token, vocabulary.text(token), vocabulary.token_bytes(token), float(values[token]), top)
+
+    def told(i: int, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        return TokenLogprob(i, vocabulary.text(i), vocabulary.token_bytes(i), float(values[i]), top)
+
+    return told(token, tuple(map(told, order)))

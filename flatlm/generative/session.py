@@ -1,7 +1,7 @@
 """One text across turns: each prompt is read from where it parts from what the cache holds already."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from flatlm.generative.beginnings import common_tokens
 from flatlm.generative.generate import Piece, TextTokenizer, stream
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Writer
+from flatlm.generative.speculation import SpeculationCounts
 
 
 class SessionRunner(Writer, Protocol):
@@ -34,6 +35,10 @@ class TurnStats:
     """That and the first step; None where no token was made."""
     decode_s: float = 0.0
     """From the first token on."""
+    proposed: int = 0
+    """Tokens that a draft proposed."""
+    accepted: int = 0
+    """Those of them that were picked."""
 
 
 class Session:
@@ -43,6 +48,7 @@ class Session:
         """The runner begins a new text."""
         self.runner, self.tokenizer = runner, tokenizer
         self._clock: _Clock | None = None
+        self._counted = self._counts()  # when the last turn began
         self._turn = 0
         self._text: list[int] = []  # the last prompt and its answer
         self.reset()
@@ -50,7 +56,10 @@ class Session:
     @property
     def last(self) -> TurnStats | None:
         """Of the turn that was begun last."""
-        return None if self._clock is None else self._clock.stats()
+        if self._clock is None:
+            return None
+        was, now = self._counted, self._counts()
+        return replace(self._clock.stats(), proposed=now.proposed - was.proposed, accepted=now.accepted - was.accepted)
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -76,7 +85,7 @@ class Session:
             self.runner.reset()
         self._text = prompt.copy()
         pieces, clock = stream(self.runner, self.tokenizer, prompt, config, held=shared), _Clock(len(prompt), shared)
-        self._clock = clock
+        self._clock, self._counted = clock, self._counts()
         try:
             while (piece := clock.next(pieces)) is not None:
                 if piece.token_id is not None:
@@ -98,6 +107,11 @@ class Session:
         self._turn += 1
         self._text = []
         self.runner.reset()
+
+    def _counts(self) -> SpeculationCounts:
+        """Of all the runner's texts: nothing, where it has no draft."""
+        found: SpeculationCounts = getattr(self.runner, "counts", SpeculationCounts())
+        return found
 
 
 class _Clock:

@@ -23,14 +23,15 @@ class EncoderModel:
     @classmethod
     async def open(cls, spec: EngineSpec, *, name: str, max_queue: int = 64) -> "EncoderModel":
         """Starts its process. Raises RuntimeFileError, TokenizerError."""
-        content = read_content(spec.file)
+        content, stat = read_content(spec.file), spec.file.stat()
         process = EngineProcess(spec, name=name, most_waiting=max_queue)
         await process.start()
         facts = EncoderFacts(**process.facts)
         card = ModelCard(
             id=name,
-            created=int(spec.file.stat().st_mtime),
+            created=int(stat.st_mtime),
             file=spec.file.name,
+            bytes=stat.st_size,
             kind=cls.kind,
             context=facts.longest,
             vocab_size=facts.vocab_size,

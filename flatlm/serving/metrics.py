@@ -34,6 +34,9 @@ class Metrics:
         self.tokens = Counter(
             "flatlm_tokens", "Tokens: read of prompts, shared with an earlier text, written.", ["model", "kind"], registry=registry
         )
+        self.drafted = Counter(
+            "flatlm_draft_tokens", "Tokens that a draft proposed, and those of them that were picked.", ["model", "kind"], registry=registry
+        )
         self.first = Histogram(
             "flatlm_time_to_first_token_seconds",
             "From a request's coming to its first token.",
@@ -51,7 +54,7 @@ class Metrics:
         own = {model.name: model for model in models.values()}
         registry.register(_States(own))
         for model in own.values():
-            model.process.observer = _Observer(self, model.name)
+            model.process.observer = _Observer(self, model)
 
     def text(self) -> bytes:
         """As Prometheus reads it."""
@@ -61,7 +64,10 @@ class Metrics:
 class _Observer:
     """Counts for one model."""
 
-    def __init__(self, metrics: Metrics, name: str) -> None:
+    def __init__(self, metrics: Metrics, model: Observed) -> None:
+        name = model.name
+        kinds = ("proposed", "accepted") if model.process.spec.draft else ()
+        self._drafted = {kind: metrics.drafted.labels(name, kind) for kind in kinds}
         self._tokens = {kind: metrics.tokens.labels(name, kind) for kind in ("read", "shared", "written")}
         self._first, self._each = metrics.first.labels(name), metrics.each.labels(name)
 
@@ -75,6 +81,8 @@ class _Observer:
         self._tokens["read"].inc(stats.prompt_tokens - stats.shared_tokens)
         self._tokens["shared"].inc(stats.shared_tokens)
         self._tokens["written"].inc(stats.new_tokens)
+        for kind, counter in self._drafted.items():
+            counter.inc(getattr(stats, kind))
         if seconds is not None and stats.new_tokens > 1:
             self._each.observe(seconds / (stats.new_tokens - 1))
 
@@ -125,4 +133,4 @@ class CountRequests:
             await self._app(scope, receive, counted)
         finally:
             # Never by what a client wrote: a path that there is not would be a label of its own.
-            self._metrics.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
+            self._metrics.requests.labels(getattr(scope.get("route"), "path_format", "other"), str(status)).inc()

@@ -28,6 +28,8 @@ class ModelCard:
     """When the file was written: seconds since 1970."""
     file: str
     """Its name, without the folder."""
+    bytes: int
+    """Its size when it was opened: later the file may be gone."""
     kind: str
     context: int
     """The most tokens of a prompt and its answer."""
@@ -48,14 +50,15 @@ class TextModel:
     @classmethod
     async def open(cls, spec: EngineSpec, *, name: str, chat_template: str | None = None, max_queue: int = 64) -> "TextModel":
         """Starts its process. `chat_template`: Jinja text in place of the file's own. Raises RuntimeFileError, TokenizerError."""
-        content = read_content(spec.file)
+        content, stat = read_content(spec.file), spec.file.stat()
         tokenizer = file_tokenizer(spec.file, spec.tokenizer)
         process = EngineProcess(spec, name=name, most_waiting=max_queue)
         await process.start()
         card = ModelCard(
             id=name,
-            created=int(spec.file.stat().st_mtime),
+            created=int(stat.st_mtime),
             file=spec.file.name,
+            bytes=stat.st_size,
             kind=cls.kind,
             context=process.facts["context"],
             vocab_size=process.facts["vocab_size"],

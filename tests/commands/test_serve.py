@@ -91,15 +91,28 @@ def test_names_and_keys(bundle: Path, tmp_path: Path) -> None:
         (["{bundle}", "--timeout", "nan"], "--timeout nan"),
         (["{bundle}", "--port", "70000"], "--port 70000"),
         (["{bundle}", "--api-key", ""], "--api-key is empty"),
+        (["{bundle}", "--api-key-file", "{folder}/notes.litertlm"], "notes.litertlm: is not UTF-8"),
+        (["{bundle}", "--api-key", "a", "--api-key-file", "{folder}/blank"], "blank: has no keys in it"),
+        (["{bundle}", "--model-name", ""], "--model-name is empty"),
         (["{bundle}", "--host", "203.0.113.7"], "203.0.113.7:8000: cannot listen there"),
         (["missing.tflite"], "missing.tflite does not exist"),
         (["{folder}/notes.litertlm"], "notes.litertlm"),
     ],
 )
 def test_bad_input_is_one_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    (tmp_path / "notes.litertlm").write_text("no model")
+    (tmp_path / "notes.litertlm").write_bytes(b"no model \xff")
+    (tmp_path / "blank").write_text("\n \n")
     assert main(["serve", *(argument.format(bundle=bundle, folder=tmp_path) for argument in arguments)]) == 2
     said = capfd.readouterr().err.strip()
     assert len(said.splitlines()) == 1, said
     assert said.startswith("flatlm serve: ")
     assert message in said
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_a_variable_without_keys_lets_nobody_in(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], value: str
+) -> None:
+    monkeypatch.setenv("FLATLM_API_KEYS", value)
+    assert main(["serve", str(bundle), "--host", "203.0.113.7"]) == 2
+    assert "FLATLM_API_KEYS has no keys in it" in capfd.readouterr().err

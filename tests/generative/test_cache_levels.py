@@ -212,6 +212,8 @@ def test_siblings_share_weights_and_nothing_else(runners) -> None:
     assert (other.position, other.kv_length) == (30, 32)
     expected = one.step(9)
     assert np.array_equal(other.step(9), expected)
+    other.rewind(25)
+    other.step(3)  # over what both had
     other.reset()
     assert np.array_equal(several.step(9), expected)
     with pytest.raises(RuntimeFileError, match="sibling only"):

@@ -73,7 +73,7 @@ def test_pieces_come_one_by_one(runner, letters):
     assert runner.position == 1
     assert next(pieces) == Piece("", 10)
     assert runner.position == 2
-    assert list(pieces) == [Piece("+", 11), Piece(",", 12), Piece("-", None, "length")]
+    assert list(pieces) == [Piece("+", 11, begins=0), Piece(",", 12, begins=1), Piece("-", None, "length")]
     assert runner.position == 4  # the last token is not in the cache
 
 
@@ -190,9 +190,10 @@ def test_log_probabilities_are_the_models_own(runner, toy, letters, random_ids):
         assert told.logprob == pytest.approx(expected[told.token_id], abs=1e-4)
         assert (told.text, told.bytes) == (chr(33 + told.token_id), bytes([33 + told.token_id]))
         best = np.argsort(-expected)[:4]
-        assert [token for token, _, _ in told.top] == best.tolist()
-        assert [value for _, _, value in told.top] == pytest.approx(expected[best].tolist(), abs=1e-4)
-        assert [name for _, name, _ in told.top] == [chr(33 + token) for token in best]
+        assert [each.token_id for each in told.top] == best.tolist()
+        assert [each.logprob for each in told.top] == pytest.approx(expected[best].tolist(), abs=1e-4)
+        assert [each.text for each in told.top] == [chr(33 + token) for token in best]
+        assert [each.bytes for each in told.top] == [bytes([33 + token]) for token in best]
         text.append(told.token_id)
     own = generate(runner, letters, prompt, GenerationConfig(max_new_tokens=1, logprobs=0))
     assert own.logprobs[0].top == ()

@@ -163,7 +163,7 @@ def test_penalties_and_log_probabilities_go_with_grammars(tokenizer):
     answer = by_noise(tokenizer, Grammar("regex", "(ab){6}"), 0, presence_penalty=2.0, repetition_penalty=1.5, logprobs=2)
     assert answer.text == "ab" * 6
     assert len(answer.logprobs) == len(answer.token_ids)
-    assert all(told.top[0][0] >= len(tokenizer.vocabulary.tokens) for told in answer.logprobs)  # the model's own favourites
+    assert all(told.top[0].token_id >= len(tokenizer.vocabulary.tokens) for told in answer.logprobs)  # the model's own favourites
 
 
 @pytest.mark.parametrize(

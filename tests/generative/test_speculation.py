@@ -91,6 +91,17 @@ def test_calls_are_counted_as_they_are_made(files, monkeypatch: pytest.MonkeyPat
     assert set(calls) == {"verify_4", "decode"}
 
 
+def test_the_draft_reads_nothing_twice(files, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, read = files["target"].sibling(), [0]
+    runner = SpeculativeRunner(files["target"].sibling(), draft)
+    real = Runner._call
+    monkeypatch.setattr(
+        Runner, "_call", lambda self, spec, ids: (read.append(len(ids)) if self is draft else None, real(self, spec, ids))[1]
+    )
+    write(runner, PROMPT, 40, lambda row: int(row.argmax()))
+    assert sum(read) <= len(PROMPT) + 40
+
+
 def test_a_draft_that_is_never_right_saves_none(files) -> None:
     target = files["target"].sibling()
     runner = SpeculativeRunner(target, files["other"].sibling())

@@ -128,8 +128,9 @@ export class Compare {
   }
 
   #judge(same, parted) {
-    if (this.#turns.some((turn) => turn.state === "failed")) {
-      find("verdict").replaceChildren("One of the two failed. ", button("Retry", () => this.#run()));
+    const failed = this.#turns.filter((turn) => turn.state === "failed").length;
+    if (failed) {
+      find("verdict").replaceChildren(failed === 1 ? "One of the two failed. " : "Both failed. ", button("Retry", () => this.#run()));
       return;
     }
     const count = Math.min(...this.#turns.map((turn) => turn.tokens.length));

@@ -10,19 +10,14 @@ const KEY = "flatlm.key";
  * A turn: role "user" or "assistant", content, and of an answer: model (id), state ("writing", "done", "stopped", "failed"), error,
  * finish (the server's finish_reason) and stats (see answer.js).
  */
-export function loadTurns() {
-  const turns = load(CONVERSATION, []);
-  const valid = Array.isArray(turns) ? turns.filter((turn) => typeof turn?.content === "string" && typeof turn.role === "string") : [];
-  // The page was left while an answer was written: what had come is there.
-  return valid.map((turn) => (turn.state === "writing" ? { ...turn, state: "stopped" } : turn));
-}
+export const loadTurns = () => loadValid(CONVERSATION);
 
 /** False where the browser does not keep it. */
 export const saveTurns = (turns) => save(CONVERSATION, turns);
 
 /** The conversation before the last new chat, once. */
 export const setAside = (turns) => save(PREVIOUS, turns);
-export const takeBack = () => load(PREVIOUS, []);
+export const takeBack = () => loadValid(PREVIOUS);
 
 export const loadParameters = () => load(PARAMETERS, {});
 export const saveParameters = (values) => save(PARAMETERS, values);
@@ -64,6 +59,13 @@ export function keepKey(given) {
   } catch {
     // It holds until the page is left.
   }
+}
+
+function loadValid(name) {
+  const turns = load(name, []);
+  const valid = Array.isArray(turns) ? turns.filter((turn) => typeof turn?.content === "string" && typeof turn.role === "string") : [];
+  // It was left while an answer was written: what had come is there.
+  return valid.map((turn) => (turn.state === "writing" ? { ...turn, state: "stopped" } : turn));
 }
 
 function load(name, otherwise) {

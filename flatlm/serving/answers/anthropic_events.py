@@ -15,7 +15,6 @@ class MessageTeller:
     """Text and calls go in as they come, events come out. `answer` is the message so far."""
 
     def __init__(self, request: MessagesRequest, *, prompt_tokens: int) -> None:
-        self._first_call_alone = request.tool_choice is not None and bool(request.tool_choice.disable_parallel_tool_use)
         self._text_is_open = False
         self.answer: dict[str, Any] = {
             "id": f"msg_{secrets.token_hex(12)}",
@@ -43,9 +42,8 @@ class MessageTeller:
             self.answer["content"][-1]["text"] += text
             yield self._delta({"type": "text_delta", "text": text})
         for call in calls:
-            if not (self._first_call_alone and self._has_call):
-                yield from self._close()
-                yield from self._call(call["function"])
+            yield from self._close()
+            yield from self._call(call["function"])
 
     def end(self, *, reason: str, stop: str | None, usage: Mapping[str, Any]) -> Iterator[Event]:
         yield from self._close()

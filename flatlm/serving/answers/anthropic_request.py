@@ -28,6 +28,7 @@ def chat_request(request: CountRequest) -> ChatRequest:
         "messages": _messages(request),
         "tools": [_tool(tool.name, tool.description, tool.input_schema) for tool in request.tools] if request.tools else None,
         "tool_choice": _choice(request.tool_choice) if request.tools else None,
+        "parallel_tool_calls": not (request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use),
     }
     if request.output_config is not None and request.output_config.format is not None:
         schema = {"name": "answer", "schema": request.output_config.format.schema_}
@@ -53,7 +54,7 @@ def _messages(request: CountRequest) -> list[dict[str, Any]]:
         for turn in _turns(message, place):
             last = messages[-1] if messages else None
             if last is not None and last["role"] == turn["role"] != "tool":
-                last["content"] = "\n".join(filter(None, (last["content"], turn["content"]))) or None
+                last["content"] = "\n".join(filter(None, (last["content"], turn["content"])))
                 last["tool_calls"] = [*(last.get("tool_calls") or ()), *(turn.get("tool_calls") or ())] or None
             else:
                 messages.append(turn)

@@ -15,13 +15,12 @@ def chat_logprobs(pieces: Iterable[Piece]) -> dict[str, Any]:
     content = []
     for found in (piece.logprob for piece in pieces):
         if found is not None:
-            top = [_token(text, logprob, text.encode()) for _, text, logprob in found.top]
-            content.append({**_token(found.text, found.logprob, found.bytes), "top_logprobs": top})
+            content.append({**_token(found), "top_logprobs": [_token(each) for each in found.top]})
     return {"content": content, "refusal": None}
 
 
-def _token(text: str, logprob: float, data: bytes) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+def _token(found: TokenLogprob) -> dict[str, Any]:
+    return {"token": found.text, "logprob": max(found.logprob, LEAST), "bytes": list(found.bytes)}
 
 
 class CompletionLogprobs:
@@ -29,7 +28,7 @@ class CompletionLogprobs:
 
     def __init__(self, *, top: int) -> None:
         self._top = top
-        self._offset = 0
+        self._offset = 0  # of the prompt's next token; then of the answer
         self._tokens: list[tuple[str, TokenLogprob | None, int]] = []
 
     def add_prompt(self, ids: Sequence[int], found: Sequence[TokenLogprob], first: str, decoder: StreamDecoder) -> None:
@@ -38,13 +37,13 @@ class CompletionLogprobs:
             told = found[place - 1] if place else None
             self._tokens.append((first if told is None else told.text, told, self._offset))
             self._offset += len(decoder.push(token))
+        self._offset += len(decoder.finish())
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """An answer's."""
         for piece in pieces:
             if piece.logprob is not None:
-                self._tokens.append((piece.logprob.text, piece.logprob, self._offset))
-            self._offset += len(piece.text)
+                self._tokens.append((piece.logprob.text, piece.logprob, self._offset + piece.begins))
 
     def take(self) -> dict[str, Any]:
         """Of the tokens since the last time."""
@@ -61,4 +60,4 @@ def _tops(found: TokenLogprob | None) -> dict[str, float] | None:
     """The most probable tokens, and the one that is there."""
     if found is None:
         return None
-    return {text: max(value, LEAST) for _, text, value in found.top} | {found.text: max(found.logprob, LEAST)}
+    return {each.text: max(each.logprob, LEAST) for each in (*found.top, found)}

@@ -17,7 +17,6 @@ class ResponseTeller:
 
     def __init__(self, request: ResponsesRequest) -> None:
         self._numbers = 0
-        self._first_call_alone = request.parallel_tool_calls is False
         self._message: dict[str, Any] | None = None
         """The item that text is added to."""
         self.answer = _beginning(request)
@@ -38,9 +37,8 @@ class ResponseTeller:
             self._message["content"][0]["text"] += text
             yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
         for call in calls:
-            if not (self._first_call_alone and any(item["type"] == "function_call" for item in self.answer["output"])):
-                yield from self._close("completed")
-                yield from self._call(call["id"], call["function"])
+            yield from self._close("completed")
+            yield from self._call(call["id"], call["function"])
 
     def end(self, *, reason: str, stop: str | None, usage: Mapping[str, Any]) -> Iterator[Event]:
         status = "incomplete" if FINISH[reason] == "length" else "completed"

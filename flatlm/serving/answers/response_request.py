@@ -28,6 +28,7 @@ def chat_request(request: ResponsesRequest) -> ChatRequest:
         "stream": request.stream,
         "tools": [_tool(tool.model_dump(exclude_none=True)) for tool in request.tools] if request.tools else None,
         "tool_choice": _choice(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
         "response_format": _format(request),
     }
     return ChatRequest.model_validate(fields)

@@ -103,14 +103,19 @@ def parse_call(text: str, names: Sequence[str]) -> dict[str, Any] | None:
 class ToolCallParser:
     """Splits an answer, as it comes, into its text and its calls."""
 
-    def __init__(self, tools: Sequence[Tool], *, required: bool) -> None:
-        """`required`: the whole answer is one call, without marks around it."""
+    def __init__(self, tools: Sequence[Tool], *, required: bool, first_alone: bool = False) -> None:
+        """`required`: the whole answer is one call, without marks around it. `first_alone`: further calls are left out."""
         self.calls: list[dict[str, Any]] = []
         self._names = [tool.function.name for tool in tools]
-        self._required = required
+        self._required, self._first_alone = required, first_alone
         self._kept = ""
         self._inside = False
         self._blank: str | None = None  # since a call: line breaks, which are told only where text follows
+
+    @classmethod
+    def of(cls, request: ChatRequest) -> "ToolCallParser":
+        """Of an answer to it."""
+        return cls(offered(request), required=is_required(request), first_alone=request.parallel_tool_calls is False)
 
     def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """What is certain now: more of the text, and new calls."""
@@ -137,8 +142,7 @@ class ToolCallParser:
         if not self._inside:
             safe = len(self._kept) - _begun(self._kept, OPEN)
             said, self._kept = said + self._said(self._kept[:safe]), self._kept[safe:]
-        self.calls += calls
-        return said, calls
+        return said, self._kept_of(calls)
 
     def finish(self) -> tuple[str, list[dict[str, Any]]]:
         """What was kept back: a call without its end is one where it is whole."""
@@ -148,8 +152,14 @@ class ToolCallParser:
         call = parse_call(kept, self._names)
         if call is None:
             return self._said((OPEN if self._inside else "") + kept), []
-        self.calls.append(call)
-        return "", [call]
+        return "", self._kept_of([call])
+
+    def _kept_of(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that are told, which `calls` has from now on."""
+        if self._first_alone:
+            calls = [] if self.calls else calls[:1]
+        self.calls += calls
+        return calls
 
     def _said(self, text: str) -> str:
         """What can be told now of a text outside calls."""

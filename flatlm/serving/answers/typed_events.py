@@ -26,39 +26,44 @@ class Teller(Protocol):
     def fail(self, error: ApiError) -> Iterator[Event]: ...
 
 
-async def whole(chat: Chat, teller: Teller) -> dict[str, Any]:
-    """The answer, when it has ended. Raises ApiError."""
-    async for _ in _told(chat, teller):
-        pass
-    return teller.answer
+class Told:
+    """An answer on its way, in an API's own words."""
 
+    def __init__(self, chat: Chat, teller: Teller) -> None:
+        self.choices = chat.choices
+        self._chat, self._teller = chat, teller
 
-async def events(chat: Chat, teller: Teller) -> AsyncIterator[bytes]:
-    """As it comes. ApiError is raised before the first event, and told after it."""
-    begun = False
-    try:
-        async for event in _told(chat, teller):
-            begun = True
-            yield sse.event(event, event["type"])
-    except ApiError as error:
-        if not begun:
-            raise
-        for event in teller.fail(error):
-            yield sse.event(event, event["type"])
-    finally:
-        chat.choices.close()
+    async def whole(self) -> dict[str, Any]:
+        """The answer, when it has ended. Raises ApiError."""
+        async for _ in self._events():
+            pass
+        return self._teller.answer
 
+    async def events(self) -> AsyncIterator[bytes]:
+        """As it comes. ApiError is raised before the first event, and told after it."""
+        begun = False
+        try:
+            async for event in self._events():
+                begun = True
+                yield sse.event(event, event["type"])
+        except ApiError as error:
+            if not begun:
+                raise
+            for event in self._teller.fail(error):
+                yield sse.event(event, event["type"])
+        finally:
+            self.choices.close()
 
-async def _told(chat: Chat, teller: Teller) -> AsyncIterator[Event]:
-    begun = False
-    async for _, text, calls, pieces in chat.parts():
-        if not begun:
-            begun = True
-            for event in teller.begin():
+    async def _events(self) -> AsyncIterator[Event]:
+        begun = False
+        async for _, text, calls, pieces in self._chat.parts():
+            if not begun:
+                begun = True
+                for event in self._teller.begin():
+                    yield event
+            for event in self._teller.push(text, calls):
                 yield event
-        for event in teller.push(text, calls):
-            yield event
-        last = pieces[-1]
-        if last.finish_reason is not None:
-            for event in teller.end(reason=last.finish_reason, stop=last.stop, usage=chat.choices.usage()):
-                yield event
+            last = pieces[-1]
+            if last.finish_reason is not None:
+                for event in self._teller.end(reason=last.finish_reason, stop=last.stop, usage=self.choices.usage()):
+                    yield event

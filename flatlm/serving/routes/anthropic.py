@@ -8,9 +8,10 @@ from starlette.responses import Response
 from flatlm.serving.answers import sse
 from flatlm.serving.answers.anthropic_events import MessageTeller
 from flatlm.serving.answers.anthropic_request import chat_request
-from flatlm.serving.answers.typed_events import events, whole
+from flatlm.serving.answers.respond import respond
+from flatlm.serving.answers.typed_events import Told
 from flatlm.serving.routes import chat
-from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES
 from flatlm.serving.schemas.anthropic import CountRequest, MessageErrorObject, MessageObject, MessagesRequest, TokenCount
 
 if TYPE_CHECKING:
@@ -28,13 +29,7 @@ def router(server: "Server") -> APIRouter:
         written = await sse.unless_gone(request, chat.begin(server, chat_request(body)))
         teller = MessageTeller(body, prompt_tokens=written.choices.prompt_tokens)
         server.answers[teller.id] = written.choices
-        try:
-            if body.stream:
-                return await sse.stream(request, events(written, teller))
-            return json_response(await sse.unless_gone(request, whole(written, teller)))
-        except BaseException:
-            written.choices.close()
-            raise
+        return await respond(request, Told(written, teller), stream=body.stream)
 
     @routes.post("/count_tokens", responses=REFUSALS)
     async def count_tokens(body: CountRequest) -> TokenCount:

@@ -13,10 +13,11 @@ from flatlm.generative.generation_config import Grammar
 from flatlm.serving.answers import sse
 from flatlm.serving.answers.choices import FINISH, Choices, now
 from flatlm.serving.answers.logprobs import chat_logprobs
+from flatlm.serving.answers.respond import respond
 from flatlm.serving.answers.tools import ToolCallParser, call_grammar, is_required, offered
 from flatlm.serving.answers.writing import choices, generation_config, require_stream_options_fit
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES
 from flatlm.serving.schemas.chat import ChatCompletion, ChatRequest, JsonObjectFormat, JsonSchemaFormat, Message
 from flatlm.serving.text_model import TextModel
 
@@ -31,13 +32,7 @@ def router(server: "Server") -> APIRouter:
     async def create_chat_completion(request: Request, body: ChatRequest) -> Response:
         """The next turn of a conversation; with stream = true, as server-sent events."""
         chat = await sse.unless_gone(request, begin(server, body))
-        try:
-            if body.stream:
-                return await sse.stream(request, chat.events())
-            return json_response(await sse.unless_gone(request, chat.whole()))
-        except BaseException:
-            chat.choices.close()
-            raise
+        return await respond(request, chat, stream=body.stream)
 
     return routes
 
@@ -60,9 +55,14 @@ async def begin(server: "Server", body: ChatRequest) -> "Chat":
     longest = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     config = generation_config(body, server.settings, model, max_new_tokens=longest, logprobs=logprobs, grammar=grammar)
+<<<<<<< HEAD
     n = choices(body, server.settings, model)
     parsers = [ToolCallParser(tools, required=is_required(body)) for _ in range(n)]
     chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), parsers)
+=======
+    n = choices(body, server.settings)
+    chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), [ToolCallParser.of(body) for _ in range(n)])
+>>>>>>> h7-fixb
     server.answers[chat.id] = chat.choices
     return chat
 

@@ -13,9 +13,10 @@ from flatlm.generative.logprobs import TokenLogprob
 from flatlm.serving.answers import sse
 from flatlm.serving.answers.choices import FINISH, Choices, now
 from flatlm.serving.answers.logprobs import CompletionLogprobs
+from flatlm.serving.answers.respond import respond
 from flatlm.serving.answers.writing import choices, generation_config, require_stream_options_fit
 from flatlm.serving.errors import BadRequest
-from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES
 from flatlm.serving.schemas.completions import Completion, CompletionRequest
 from flatlm.serving.text_model import TextModel
 
@@ -33,13 +34,7 @@ def router(server: "Server") -> APIRouter:
     async def create_completion(request: Request, body: CompletionRequest) -> Response:
         """A text that goes on from a prompt; with stream = true, as server-sent events."""
         completion = await sse.unless_gone(request, begin(server, body))
-        try:
-            if body.stream:
-                return await sse.stream(request, completion.events())
-            return json_response(await sse.unless_gone(request, completion.whole()))
-        except BaseException:
-            completion.choices.close()
-            raise
+        return await respond(request, completion, stream=body.stream)
 
     return routes
 

@@ -19,9 +19,9 @@ def router(server: "Server") -> APIRouter:
         """The models that are served, by all their names."""
         return ModelList(data=[Model(id=name, created=model.card.created) for name, model in server.models.items()])
 
-    @routes.get("/models/{model}", responses=READS | refusals(404))
+    @routes.get("/models/{model:path}", responses=READS | refusals(404))
     async def retrieve_model(model: str) -> Model:
-        """One of them."""
+        """One of them. Its name may have slashes in it."""
         return Model(id=model, created=server.model(model).card.created)
 
     return routes

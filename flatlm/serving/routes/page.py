@@ -71,7 +71,7 @@ def describe(model: TextModel) -> dict[str, Any]:
     return {
         "id": card.id,
         "file": card.file,
-        "bytes": model.process.spec.file.stat().st_size,
+        "bytes": card.bytes,
         "context": card.context,
         "vocab_size": card.vocab_size,
         "chat_template": template not in (None, PLAIN),

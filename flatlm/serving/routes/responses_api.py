@@ -6,11 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from flatlm.serving.answers import sse
+from flatlm.serving.answers.respond import respond
 from flatlm.serving.answers.response_events import ResponseTeller
 from flatlm.serving.answers.response_request import chat_request
-from flatlm.serving.answers.typed_events import events, whole
+from flatlm.serving.answers.typed_events import Told
 from flatlm.serving.routes import chat
-from flatlm.serving.schemas.answers import EVENTS, WRITES, json_response
+from flatlm.serving.schemas.answers import EVENTS, WRITES
 from flatlm.serving.schemas.responses import ResponseObject, ResponsesRequest
 
 if TYPE_CHECKING:
@@ -26,12 +27,6 @@ def router(server: "Server") -> APIRouter:
         written = await sse.unless_gone(request, chat.begin(server, chat_request(body)))
         teller = ResponseTeller(body)
         server.answers[teller.id] = written.choices
-        try:
-            if body.stream:
-                return await sse.stream(request, events(written, teller))
-            return json_response(await sse.unless_gone(request, whole(written, teller)))
-        except BaseException:
-            written.choices.close()
-            raise
+        return await respond(request, Told(written, teller), stream=body.stream)
 
     return routes

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from flatlm.serving.schemas.common import FinishReason, JsonObject, Strict, Usage, WritingRequest
 
@@ -26,7 +27,9 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """One turn. `content` is text, or parts of the type text: pictures, sound and files are refused."""
+    """One turn. `content` is text, or parts of the type text: pictures, sound and files are refused. What is only ever null is what
+    answers have elsewhere, so that an answer can be sent back as it came.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -34,6 +37,17 @@ class Message(Strict):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise PydanticCustomError("refused", "a message of the role {role} has content", {"role": self.role})
+        if self.tool_call_id is None and self.role == "tool":
+            raise PydanticCustomError("refused", "a message of the role tool names the call that it answers: its tool_call_id")
+        return self
 
 
 class FunctionDefinition(Strict):
@@ -89,7 +103,7 @@ class ChatRequest(WritingRequest):
     top_logprobs: int | None = Field(None, ge=0)
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool | None = Ignored
+    parallel_tool_calls: bool | None = Field(None, description="false: the first call alone is told.")
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     metadata: dict[str, str] | None = Ignored

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flatlm.serving.answers.anthropic_events import MessageTeller
 from flatlm.serving.answers.anthropic_request import chat_request
-from flatlm.serving.answers.tools import ToolCallParser, is_required, offered
+from flatlm.serving.answers.tools import ToolCallParser
 from flatlm.serving.errors import BadRequest, EngineLost
 from flatlm.serving.schemas.anthropic import CountRequest, MessagesRequest
 
@@ -26,8 +26,7 @@ def asked(**fields: Any) -> MessagesRequest:
 def written(*texts: str, reason: str = "eos", stop: str | None = None, **fields: Any) -> tuple[list[Any], Message]:
     """The events, and the message that they tell of."""
     body = asked(**fields)
-    chat = chat_request(body)
-    parser, teller = ToolCallParser(offered(chat), required=is_required(chat)), MessageTeller(body, prompt_tokens=7)
+    parser, teller = ToolCallParser.of(chat_request(body)), MessageTeller(body, prompt_tokens=7)
     events = list(teller.begin())
     for text in texts:
         events += teller.push(*parser.push(text))

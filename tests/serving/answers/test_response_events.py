@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flatlm.serving.answers.response_events import ResponseTeller
 from flatlm.serving.answers.response_request import chat_request
-from flatlm.serving.answers.tools import ToolCallParser, is_required, offered
+from flatlm.serving.answers.tools import ToolCallParser
 from flatlm.serving.errors import BadRequest, EngineLost
 from flatlm.serving.schemas.responses import ResponsesRequest
 
@@ -25,8 +25,7 @@ def asked(**fields: Any) -> ResponsesRequest:
 def written(*texts: str, reason: str = "eos", **fields: Any) -> tuple[list[Any], Response]:
     """The events, and the response of the last."""
     body = asked(**fields)
-    chat = chat_request(body)
-    parser, teller = ToolCallParser(offered(chat), required=is_required(chat)), ResponseTeller(body)
+    parser, teller = ToolCallParser.of(chat_request(body)), ResponseTeller(body)
     events = list(teller.begin())
     for text in texts:
         events += teller.push(*parser.push(text))

@@ -22,9 +22,9 @@ TOOLS = [
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
-def parse(text: str, cuts: list[int] | None = None, *, required: bool = False) -> tuple[str, list[tuple[str, str]]]:
+def parse(text: str, cuts: list[int] | None = None, **options: bool) -> tuple[str, list[tuple[str, str]]]:
     """The text and the calls of an answer that comes in pieces."""
-    parser = ToolCallParser(TOOLS, required=required)
+    parser = ToolCallParser(TOOLS, **{"required": False, **options})
     places = [0, *sorted(place % (len(text) + 1) for place in cuts or []), len(text)]
     said, calls = "", []
     for begin, end in pairwise(places):
@@ -54,6 +54,13 @@ def parse(text: str, cuts: list[int] | None = None, *, required: bool = False) -
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_calls_are_found_however_the_text_comes(text: str, said: str, calls: list[tuple[str, str]], cuts: list[int]) -> None:
     assert parse(text, cuts) == (said, calls)
+
+
+@pytest.mark.parametrize("text", [f"{CALL} and {CALL}{CALL}", f'{CALL}<tool_call>{{"name": "time"}}'])
+@given(cuts=st.lists(st.integers(0, 200), max_size=8))
+def test_the_first_call_alone_where_that_was_asked_for(text: str, cuts: list[int]) -> None:
+    said, calls = parse(text, cuts, first_alone=True)
+    assert (said.strip(), calls) == ("and" if "and" in text else "", [("weather", '{"city": "K\\u00f6ln"}')])
 
 
 def test_text_before_a_call_is_not_held_back() -> None:
@@ -116,10 +123,17 @@ class Visit(pydantic.BaseModel):
 def test_what_a_tool_defines_is_found_from_the_call() -> None:
     """By llguidance, which knows references from the root alone, and by the book."""
     visit = openai.pydantic_function_tool(Visit)
-    older = {"type": "object", "properties": {"a": {"$ref": "#/definitions/Place"}}, "definitions": {"Place": {"const": 7}}, "required": ["a"]}
+    older = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/definitions/Place"}},
+        "definitions": {"Place": {"const": 7}},
+        "required": ["a"],
+    }
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": False}
     odd = {"type": "object", "properties": {"$ref": {"type": "integer"}}, "required": ["$ref"]}
-    others = [{"type": "function", "function": {"name": f"other{place}", "parameters": each}} for place, each in enumerate((older, tree, odd))]
+    others = [
+        {"type": "function", "function": {"name": f"other{place}", "parameters": each}} for place, each in enumerate((older, tree, odd))
+    ]
     main = {"street": "Main Street", "inside": {"street": "Long Lane", "inside": None}}
     good = [
         ("Visit", {"places": [main, main]}),

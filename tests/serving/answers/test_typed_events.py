@@ -9,7 +9,7 @@ import pytest
 
 from flatlm.generative.generate import Piece
 from flatlm.serving.answers.response_events import ResponseTeller
-from flatlm.serving.answers.typed_events import events, whole
+from flatlm.serving.answers.typed_events import Told
 from flatlm.serving.errors import ApiError, BadRequest, EngineLost
 from flatlm.serving.routes.chat import Chat
 from flatlm.serving.schemas.responses import ResponsesRequest
@@ -34,7 +34,7 @@ class Failing:
 
 async def read(chat: Failing) -> list[dict[str, Any]]:
     teller = ResponseTeller(ResponsesRequest(model="m", input="x"))
-    found = [data.decode() async for data in events(cast(Chat, chat), teller)]
+    found = [data.decode() async for data in Told(cast(Chat, chat), teller).events()]
     told = [(text.split("\n")[0], json.loads(text.split("data: ")[1])) for text in found]
     assert all(name == f"event: {event['type']}" for name, event in told)
     return [event for _, event in told]
@@ -57,7 +57,6 @@ def test_a_failure_before_it_has_its_own_status() -> None:
 
 
 def test_without_a_stream_there_is_no_half_answer() -> None:
+    chat = cast(Chat, Failing("Once", error=EngineLost("m", "ended")))
     with pytest.raises(EngineLost):
-        asyncio.run(
-            whole(cast(Chat, Failing("Once", error=EngineLost("m", "ended"))), ResponseTeller(ResponsesRequest(model="m", input="x")))
-        )
+        asyncio.run(Told(chat, ResponseTeller(ResponsesRequest(model="m", input="x"))).whole())

@@ -157,4 +157,4 @@ def test_a_texts_probabilities(engine: TextEngine, demo_file: Path, prompts: lis
         logits = np.stack([runner.step(token) for token in ids[:-1]]).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.allclose(np.exp([each.logprob for each in found]), probabilities[range(19), ids[1:]], rtol=1e-5)
-    assert all([token for token, _, _ in each.top] == list(np.argsort(-row)[:2]) for each, row in zip(found, probabilities, strict=True))
+    assert all([top.token_id for top in each.top] == list(np.argsort(-row)[:2]) for each, row in zip(found, probabilities, strict=True))

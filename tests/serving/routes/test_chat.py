@@ -160,6 +160,10 @@ def test_a_call_that_the_model_makes_is_found(client: openai.OpenAI) -> None:
     assert answer.message.tool_calls[0].function.arguments == '{"animal": "cat"}'
     text, calls, last = streamed(client, **form)
     assert (text, len(calls), last.finish_reason) == ("So: ", 1, "tool_calls")
+    twice = form | {"extra_body": {"regex": re.escape(said + said[4:])}}
+    assert len(ask(client, **twice).choices[0].message.tool_calls) == 2
+    (alone,) = ask(client, **twice, parallel_tool_calls=False).choices[0].message.tool_calls
+    assert alone.function == answer.message.tool_calls[0].function
     unoffered = ask(client, **form, tool_choice="none").choices[0]
     assert (unoffered.finish_reason, unoffered.message.content, unoffered.message.tool_calls) == ("stop", said, None)
 
@@ -173,6 +177,13 @@ def test_calls_and_their_results_are_messages(client: openai.OpenAI) -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "Here."},
     ]
     assert ask(client, messages=talk, tools=TOOLS).choices[0].message.content
+
+
+def test_an_answer_is_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    for fields in ({}, {"tools": TOOLS, "tool_choice": NAMED, "max_tokens": 300}):
+        said = ask(client, **fields).choices[0].message
+        talk = [*MESSAGES, said.model_dump(), {"role": "user", "content": "And then?"}]
+        assert ask(client, messages=talk).choices[0].message.content
 
 
 def test_what_means_nothing_here_is_ignored(client: openai.OpenAI) -> None:
@@ -197,6 +208,10 @@ PICTURE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
             "messages[0].content",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [*MESSAGES, {"role": "system", "content": None}]}, "messages[2]"),
+        ({"messages": [{"role": "tool", "content": "Here."}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": "", "audio": {"id": "a"}}]}, "messages[0].audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"functions": []}, "functions"),

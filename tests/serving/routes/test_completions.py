@@ -60,6 +60,25 @@ def test_probabilities(client: openai.OpenAI) -> None:
     assert [offset for chunk in chunks for offset in chunk.text_offset] == found.text_offset
 
 
+def test_the_places_of_tokens_whose_text_is_held_back(client: openai.OpenAI) -> None:
+    """By a stop string: what it may begin with is held back until it does not."""
+    whole = ask(client, logprobs=0, max_tokens=12).choices[0]
+    places = whole.logprobs.text_offset
+    assert len(set(places)) == 12
+    held = ask(client, logprobs=0, max_tokens=12, stop=whole.text[:-2] + "?").choices[0]
+    assert (held.text, held.logprobs.text_offset) == (whole.text, places)
+    cut = ask(client, logprobs=0, max_tokens=12, stop=whole.text[:9]).choices[0]
+    assert cut.text == "" and cut.logprobs.text_offset == places[: len(cut.logprobs.tokens)]
+    echoed = ask(client, logprobs=0, max_tokens=12, stop=whole.text[:-2] + "?", echo=True).choices[0]
+    assert echoed.logprobs.text_offset[-12:] == [len(PROMPT) + place for place in places]
+
+
+def test_the_places_of_parts_of_characters(client: openai.OpenAI) -> None:
+    choice = ask(client, logprobs=0, max_tokens=40, extra_body={"regex": "a😀b"}).choices[0]
+    assert choice.text == "a😀b"
+    assert [choice.logprobs.text_offset[0], *choice.logprobs.text_offset[-2:]] == [0, 1, 2]
+
+
 def test_an_echo_is_the_prompt_and_its_probabilities(client: openai.OpenAI, demo_file: Path) -> None:
     plain, echoed = ask(client, max_tokens=8).choices[0], ask(client, max_tokens=8, echo=True).choices[0]
     assert echoed.text == PROMPT + plain.text

@@ -44,13 +44,24 @@ class ScriptedServer:
 
 
 @contextlib.contextmanager
-def scripted(file: Path, *, context: int = 64, chat_template: str | None = "any", keys: tuple[str, ...] = ()) -> Iterator[ScriptedServer]:
-    """Over a model that is not there: `file` gives its name and size."""
-    card = ModelCard("scripted", 0, file.name, "text", context, 1000, chat_template is not None, {})
-    model = TextModel(SimpleNamespace(spec=SimpleNamespace(file=file)), SimpleNamespace(chat_template=chat_template), card)  # type: ignore[arg-type]
+def scripted(
+    file: Path,
+    *,
+    context: int = 64,
+    chat_template: str | None = "any",
+    keys: tuple[str, ...] = (),
+    names: tuple[str, ...] = ("scripted",),
+) -> Iterator[ScriptedServer]:
+    """Over models that are not there: `file` gives their names of files, and sizes."""
+    size = file.stat().st_size
+    cards = [ModelCard(name, 0, file.name, size, "text", context, 1000, chat_template is not None, {}) for name in names]
+    models = {
+        card.id: TextModel(SimpleNamespace(), SimpleNamespace(chat_template=chat_template), card)  # type: ignore[arg-type]
+        for card in cards
+    }
     script = Script()
     app = FastAPI()
-    app.include_router(page.router(SimpleNamespace(models={"scripted": model})))  # type: ignore[arg-type]
+    app.include_router(page.router(SimpleNamespace(models=models)))  # type: ignore[arg-type]
     app.add_api_route("/v1/chat/completions", _answers(script), methods=["POST"], response_model=None)
     app.add_middleware(ApiKeys, keys=keys, open_paths=tuple(page.FILES))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))

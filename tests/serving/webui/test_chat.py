@@ -255,6 +255,16 @@ def test_an_answer_that_was_left_half_way_is_kept(scripted_page, script):
     assert scripted_page.find(".message.assistant .remark").text == "Stopped."
 
 
+def test_a_chat_that_is_brought_back_while_its_answer_was_written(scripted_page, script):
+    script.pieces, script.pause_s = tuple(f"{i} " for i in range(400)), 0.03
+    scripted_page.say("Count")
+    scripted_page.wait(lambda: "3" in scripted_page.find(".message.assistant .body").text)
+    scripted_page.click("New chat")
+    scripted_page.click("Bring it back")
+    assert scripted_page.answered().startswith("0 1 2")
+    assert scripted_page.find(".message.assistant .remark").text == "Stopped."
+
+
 def test_a_browser_that_ended_while_an_answer_was_written(page, _scripted, script):
     """It had no time to say so."""
     page.open(f"{_scripted.url}ui/icon.svg")
@@ -339,3 +349,21 @@ def test_plain_mode_is_said(page, empty_file):
 
 def test_a_chat_model_is_not_said_to_be_plain(scripted_page):
     assert not scripted_page.find("#plain-badge").is_displayed() and "Ask it something" in scripted_page.find("#welcome").text
+
+
+def test_how_many_of_two_answers_failed_is_said(page, empty_file):
+    with scripted(empty_file, names=("one", "two")) as server:
+        page.open(server.url)
+        page.ready()
+        page.click("Compare", "nav")
+        server.script.refusal = (429, "the server is busy")
+        page.find("#run-both").click()
+        page.wait(lambda: page.find("#verdict").text.startswith("Both failed."))
+        server.script.refusal = None
+        page.run(
+            "const real = window.fetch; let first = true; window.fetch = (url, options) => {"
+            " const lost = first && url.endsWith('/chat/completions'); first &&= !lost;"
+            " return lost ? Promise.reject(new TypeError('gone')) : real(url, options); }"
+        )
+        page.click("Retry", "#verdict")
+        page.wait(lambda: page.find("#verdict").text.startswith("One of the two failed."))

@@ -97,13 +97,12 @@ def test_a_longer_text_is_refused(http):
 
 
 @pytest.mark.parametrize(("template", "chats"), [(None, False), (PLAIN, False), ("{{ messages }}", True)])
-def test_a_card_says_whether_the_model_chats(empty_file, template, chats):
+def test_a_card_says_whether_the_model_chats(template, chats):
     manifest = {"family": "llama", "recipe": {"name": "dynamic_int8", "activations": {"many": 1}}, "parameters": 5, "ignored_tensors": []}
-    card = ModelCard("m", 0, "m.tflite", "text", 64, 100, True, manifest)
-    process = SimpleNamespace(spec=SimpleNamespace(file=empty_file))
+    card = ModelCard("m", 0, "m.tflite", 12, "text", 64, 100, True, manifest)
     for given, own in ((template, None), (None, template)):
-        model = SimpleNamespace(card=card, template=given, tokenizer=SimpleNamespace(chat_template=own), process=process)
+        model = SimpleNamespace(card=card, template=given, tokenizer=SimpleNamespace(chat_template=own))
         assert describe(model)["chat_template"] is chats  # type: ignore[arg-type]
     told = describe(model)  # type: ignore[arg-type]
-    assert told["bytes"] == 0 and told["recipe"] == "dynamic_int8"
+    assert told["bytes"] == 12 and told["recipe"] == "dynamic_int8"
     assert told["manifest"] == {"family": "llama", "parameters": 5, "recipe": {"name": "dynamic_int8"}}

@@ -55,14 +55,8 @@ async def begin(server: "Server", body: ChatRequest) -> "Chat":
     longest = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     config = generation_config(body, server.settings, model, max_new_tokens=longest, logprobs=logprobs, grammar=grammar)
-<<<<<<< HEAD
     n = choices(body, server.settings, model)
-    parsers = [ToolCallParser(tools, required=is_required(body)) for _ in range(n)]
-    chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), parsers)
-=======
-    n = choices(body, server.settings)
     chat = Chat(body, Choices(model, [ids], config, n=n, deadline=deadline), [ToolCallParser.of(body) for _ in range(n)])
->>>>>>> h7-fixb
     server.answers[chat.id] = chat.choices
     return chat
 

@@ -147,7 +147,9 @@ class EngineProcess:
                 start_new_session=True,  # Ctrl-C is for the server alone, which ends it
             )
         except OSError as error:
-            raise RuntimeFileError(f"{self.spec.file}: the process that is to run it cannot be started: {error.strerror or error}") from error
+            raise RuntimeFileError(
+                f"{self.spec.file}: the process that is to run it cannot be started: {error.strerror or error}"
+            ) from error
         self._process = process
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -116,10 +116,17 @@ class Visit(pydantic.BaseModel):
 def test_what_a_tool_defines_is_found_from_the_call() -> None:
     """By llguidance, which knows references from the root alone, and by the book."""
     visit = openai.pydantic_function_tool(Visit)
-    older = {"type": "object", "properties": {"a": {"$ref": "#/definitions/Place"}}, "definitions": {"Place": {"const": 7}}, "required": ["a"]}
+    older = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/definitions/Place"}},
+        "definitions": {"Place": {"const": 7}},
+        "required": ["a"],
+    }
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": False}
     odd = {"type": "object", "properties": {"$ref": {"type": "integer"}}, "required": ["$ref"]}
-    others = [{"type": "function", "function": {"name": f"other{place}", "parameters": each}} for place, each in enumerate((older, tree, odd))]
+    others = [
+        {"type": "function", "function": {"name": f"other{place}", "parameters": each}} for place, each in enumerate((older, tree, odd))
+    ]
     main = {"street": "Main Street", "inside": {"street": "Long Lane", "inside": None}}
     good = [
         ("Visit", {"places": [main, main]}),

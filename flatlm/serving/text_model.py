@@ -1,8 +1,9 @@
 """A decoder's file as the server sees it: its tokenizer here, its engine in a process of its own."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from flatlm.errors import TokenizerError
@@ -14,6 +15,7 @@ from flatlm.generative.logprobs import TokenLogprob
 from flatlm.serving.engines.engine_process import Answer, EngineProcess
 from flatlm.serving.engines.messages import EngineSpec, ScoreRequest, WriteRequest
 from flatlm.serving.errors import BadRequest
+from flatlm.serving.text_bounds import TextBound
 from flatlm.utilities.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
@@ -73,7 +75,12 @@ class TextModel:
 
     async def tokens(self, prompt: str) -> list[int]:
         """A prompt's ids. BadRequest for what is no text."""
-        return await _in_a_thread(self.tokenizer.encode, prompt)
+
+        def ids() -> list[int]:
+            self._require_may_fit(prompt)
+            return self.tokenizer.encode(prompt)
+
+        return await _in_a_thread(ids)
 
     async def chat_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """A conversation's ids, by the model's chat template. BadRequest where there is none, or where it refuses the messages."""
@@ -86,7 +93,9 @@ class TextModel:
             )
 
         def ids() -> list[int]:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, template=self.template)
+            text = self.tokenizer.render_chat(messages, tools=tools, template=self.template)
+            self._require_may_fit(text)
+            return self.tokenizer.encode_chat(text, self.template)
 
         return await _in_a_thread(ids)
 
@@ -118,15 +127,27 @@ class TextModel:
         if (unknown := next((i for i in ids if not 0 <= i < self.card.vocab_size), None)) is not None:
             raise BadRequest(f"token {unknown} is outside the model's vocabulary of {self.card.vocab_size}", param="prompt")
 
+    def _require_may_fit(self, text: str) -> None:
+        """BadRequest for a text that is too long however few tokens it has: nobody waits while it is cut into them."""
+        if not self._bound.may_fit(text, self.card.context):
+            raise BadRequest(
+                f"the prompt has {len(text)} characters, more than this model's context of {self.card.context} tokens can be; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+    @cached_property
+    def _bound(self) -> TextBound:
+        return TextBound(self.tokenizer)
+
     async def close(self) -> None:
         """Ends its process."""
         await self.process.close()
 
 
-async def _in_a_thread(encode: Any, *arguments: Any) -> list[int]:
+async def _in_a_thread(read: Callable[[], list[int]]) -> list[int]:
     """Long texts take long, and others are being answered."""
     try:
-        ids: list[int] = await asyncio.to_thread(encode, *arguments)
+        return await asyncio.to_thread(read)
     except TokenizerError as error:
         raise BadRequest(str(error)) from error
-    return ids

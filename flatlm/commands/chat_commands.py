@@ -1,5 +1,6 @@
 """What a line that begins with / asks for in `flatlm chat`."""
 
+import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class Chat:
 
     def _save(self, text: str, *, over: bool) -> None:
         path = _path(text, "/save FILE")
-        there = path.exists()
+        there = os.path.lexists(path)
         if there and not over:
             raise TextError(f"{path} is there already: /save! {path} writes over it")
         save_conversation(path, self.conversation)
@@ -140,7 +141,14 @@ def _path(text: str, usage: str) -> Path:
         raise TextError(f"{text}: {error}; {usage}") from error
     if len(parts) != 1:
         raise TextError(f"a file's name is needed, in quotes where it has spaces: {usage}")
-    return Path(parts[0]).expanduser()
+    try:
+        path = Path(parts[0]).expanduser()
+        os.lstat(path)
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not to be reached, with a null character, or of nobody's home
+        raise TextError(f"{parts[0]!r} can be no file's name: {getattr(error, 'strerror', None) or error}; {usage}") from error
+    return path
 
 
 def _told(value: object) -> str:

@@ -242,6 +242,16 @@ def test_through_a_pipe(bundle: Path, environment: dict[str, str], tmp_path: Pat
     assert (record["context_length"], record["model"]) == (CONTEXT, bundle.name)
 
 
+def test_no_file_ends_the_talk(bundle: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    names = ["~nosuch/x", "x" * 300, "a\0b", f"{tmp_path}/file/x", f"{tmp_path}/{'y' * 250}"]
+    done = pipe(environment, "".join(f"{what} {name}\n" for what in ("/save", "/save!", "/load") for name in names) + "Hi\n", bundle, *SHORT)
+    complaints = done.stderr.splitlines()
+    assert len(complaints) == 3 * len(names) and done.returncode == 2
+    assert all(line.startswith("flatlm chat: ") and "fault" not in line for line in complaints)
+    assert done.stdout.strip()
+
+
 def params() -> tuple[str, ...]:
     from flatlm.generative.chatting.params import PARAMS
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from flatlm.commands.chat_input import messages
 from flatlm.errors import FlatlmError
 from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversation
 from flatlm.generative.chatting.params import params_of
+from flatlm.generative.chatting.saved import require_unicode
 from flatlm.generative.session import Session
 from flatlm.generative.speculation import open_runner
 
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = sampling_options.config_of(args)
+    if args.system is not None:
+        require_unicode(args.system, "--system")
     (model,) = served.open_served(args, plain=True)
     with open_runner(model.file, model.draft, threads=model.threads) as runner:
         runner.require_left_to_right()
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             talk.notice(f"{model.name}: context of {runner.cache_length:,} tokens; /help tells what can be typed")
             lines: Iterator[str] = typed(talk.notice)
         else:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # bytes of another encoding are refused line by line
             lines = messages(sys.stdin)
         status = talk.go_on(lines)
     if args.json:
@@ -103,8 +109,8 @@ class Talk:
 
     def _answer(self, asked: Asked) -> None:
         talk = self._conversation
-        if asked.forgotten:
-            self.notice(f"the context is full: the model no longer sees the oldest {asked.forgotten + talk.forgotten} turns")
+        if asked.forgotten > talk.forgotten:
+            self.notice(f"the context is full: the model no longer sees the oldest {asked.forgotten} turns")
         reason = None
         with _stoppable() if self._terminal else nullcontext(threading.Event()) as stopped:
             pieces = talk.answer(asked)

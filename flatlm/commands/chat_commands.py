@@ -9,7 +9,7 @@ from pathlib import Path
 from flatlm.errors import RuntimeFileError, TextError
 from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversation
 from flatlm.generative.chatting.params import PARAMS, params_of, read_param, with_params
-from flatlm.generative.chatting.saved import load_conversation, save_conversation
+from flatlm.generative.chatting.saved import load_conversation, require_unicode, save_conversation
 from flatlm.generative.session import TurnStats
 
 COMMANDS = {
@@ -82,6 +82,7 @@ class Chat:
         return asked
 
     def _system(self, text: str) -> None:
+        require_unicode(text, "/system TEXT")
         self.conversation.system = text or None
         self.say("the model is told this from the next question on" if text else "the model is told nothing before the conversation")
 

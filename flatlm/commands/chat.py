@@ -21,7 +21,7 @@ from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversati
 from flatlm.generative.chatting.params import params_of
 from flatlm.generative.chatting.saved import require_unicode
 from flatlm.generative.session import Session
-from flatlm.generative.speculation import open_runner
+from flatlm.generative.speculation import counts_of, describe_counts, open_runner, recorded_counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
                 sys.stdin.reconfigure(errors="surrogateescape")  # bytes of another encoding are refused line by line
             lines = messages(sys.stdin)
         status = talk.go_on(lines)
+        if not args.json and (counts := counts_of(runner)) is not None:
+            talk.notice(describe_counts(counts))
     if args.json:
         base.print_json(_record(model.name, conversation))
     return status
@@ -163,4 +165,5 @@ def _record(name: str, conversation: Conversation) -> dict[str, Any]:
         "context_used": conversation.context_used,
         "context_length": conversation.context_length,
         "turns_forgotten": conversation.forgotten,
+        **recorded_counts(conversation.session.runner),
     }

@@ -11,6 +11,7 @@ from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversati
 from flatlm.generative.chatting.params import PARAMS, params_of, read_param, with_params
 from flatlm.generative.chatting.saved import load_conversation, require_unicode, save_conversation
 from flatlm.generative.session import TurnStats
+from flatlm.generative.speculation import counts_of, describe_counts
 
 COMMANDS = {
     "/help": "what can be typed here",
@@ -110,6 +111,8 @@ class Chat:
         lines = [described(stats)] if stats is not None else ["nothing was answered here yet"]
         context = f"context {talk.context_used:,} of {talk.context_length:,} tokens; {len(talk.turns)} turns"
         lines.append(f"{context}, of which the model no longer sees {talk.forgotten}" if talk.forgotten else context)
+        if (counts := counts_of(talk.session.runner)) is not None:
+            lines.append(describe_counts(counts))
         self.say("\n".join(lines))
 
     def _save(self, text: str, *, over: bool) -> None:

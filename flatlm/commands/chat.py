@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from flatlm.commands.chat_input import messages
 from flatlm.errors import FlatlmError
 from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversation
 from flatlm.generative.chatting.params import params_of
+from flatlm.generative.chatting.saved import require_unicode
 from flatlm.generative.session import Session
-from flatlm.generative.speculation import open_runner
+from flatlm.generative.speculation import counts_of, describe_counts, open_runner, recorded_counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = sampling_options.config_of(args)
+    if args.system is not None:
+        require_unicode(args.system, "--system")
     (model,) = served.open_served(args, plain=True)
     with open_runner(model.file, model.draft, threads=model.threads) as runner:
         runner.require_left_to_right()
@@ -48,8 +52,12 @@ def run(args: argparse.Namespace) -> int:
             talk.notice(f"{model.name}: context of {runner.cache_length:,} tokens; /help tells what can be typed")
             lines: Iterator[str] = typed(talk.notice)
         else:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # bytes of another encoding are refused line by line
             lines = messages(sys.stdin)
         status = talk.go_on(lines)
+        if not args.json and (counts := counts_of(runner)) is not None:
+            talk.notice(describe_counts(counts))
     if args.json:
         base.print_json(_record(model.name, conversation))
     return status
@@ -103,8 +111,8 @@ class Talk:
 
     def _answer(self, asked: Asked) -> None:
         talk = self._conversation
-        if asked.forgotten:
-            self.notice(f"the context is full: the model no longer sees the oldest {asked.forgotten + talk.forgotten} turns")
+        if asked.forgotten > talk.forgotten:
+            self.notice(f"the context is full: the model no longer sees the oldest {asked.forgotten} turns")
         reason = None
         with _stoppable() if self._terminal else nullcontext(threading.Event()) as stopped:
             pieces = talk.answer(asked)
@@ -157,4 +165,5 @@ def _record(name: str, conversation: Conversation) -> dict[str, Any]:
         "context_used": conversation.context_used,
         "context_length": conversation.context_length,
         "turns_forgotten": conversation.forgotten,
+        **recorded_counts(conversation.session.runner),
     }

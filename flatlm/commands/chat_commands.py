@@ -1,5 +1,6 @@
 """What a line that begins with / asks for in `flatlm chat`."""
 
+import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from pathlib import Path
 from flatlm.errors import RuntimeFileError, TextError
 from flatlm.generative.chatting.conversation import WHEN_FULL, Asked, Conversation
 from flatlm.generative.chatting.params import PARAMS, params_of, read_param, with_params
-from flatlm.generative.chatting.saved import load_conversation, save_conversation
+from flatlm.generative.chatting.saved import load_conversation, require_unicode, save_conversation
 from flatlm.generative.session import TurnStats
+from flatlm.generative.speculation import counts_of, describe_counts
 
 COMMANDS = {
     "/help": "what can be typed here",
@@ -81,6 +83,7 @@ class Chat:
         return asked
 
     def _system(self, text: str) -> None:
+        require_unicode(text, "/system TEXT")
         self.conversation.system = text or None
         self.say("the model is told this from the next question on" if text else "the model is told nothing before the conversation")
 
@@ -108,11 +111,13 @@ class Chat:
         lines = [described(stats)] if stats is not None else ["nothing was answered here yet"]
         context = f"context {talk.context_used:,} of {talk.context_length:,} tokens; {len(talk.turns)} turns"
         lines.append(f"{context}, of which the model no longer sees {talk.forgotten}" if talk.forgotten else context)
+        if (counts := counts_of(talk.session.runner)) is not None:
+            lines.append(describe_counts(counts))
         self.say("\n".join(lines))
 
     def _save(self, text: str, *, over: bool) -> None:
         path = _path(text, "/save FILE")
-        there = path.exists()
+        there = os.path.lexists(path)
         if there and not over:
             raise TextError(f"{path} is there already: /save! {path} writes over it")
         save_conversation(path, self.conversation)
@@ -140,7 +145,14 @@ def _path(text: str, usage: str) -> Path:
         raise TextError(f"{text}: {error}; {usage}") from error
     if len(parts) != 1:
         raise TextError(f"a file's name is needed, in quotes where it has spaces: {usage}")
-    return Path(parts[0]).expanduser()
+    try:
+        path = Path(parts[0]).expanduser()
+        os.lstat(path)
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not to be reached, with a null character, or of nobody's home
+        raise TextError(f"{parts[0]!r} can be no file's name: {getattr(error, 'strerror', None) or error}; {usage}") from error
+    return path
 
 
 def _told(value: object) -> str:

@@ -1,6 +1,7 @@
 """Where messages are typed: a line editor with history, several lines, and /commands that complete themselves."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -81,7 +82,13 @@ def _history(folder: Path) -> History:
         folder.mkdir(parents=True, exist_ok=True)
         with file.open("ab"):
             pass
+        file.chmod(0o600)
     except OSError:
         return InMemoryHistory()
-    file.chmod(0o600)
-    return FileHistory(file)
+    return _History(file)
+
+
+class _History(FileHistory):
+    def store_string(self, string: str) -> None:
+        with suppress(OSError, ValueError):  # a full disk, or what is no Unicode: the conversation goes on
+            super().store_string(string)

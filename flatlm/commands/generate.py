@@ -18,8 +18,7 @@ from flatlm.generative.generate import Generation, Piece, generate, joined, stre
 from flatlm.generative.generation_config import GenerationConfig, Grammar
 from flatlm.generative.infilling.fill import Context, fill
 from flatlm.generative.infilling.runner import InfillingRunner
-from flatlm.generative.runner import Runner
-from flatlm.generative.speculation import VERIFY_LENGTH, SpeculativeRunner, describe_counts, open_runner
+from flatlm.generative.speculation import VERIFY_LENGTH, counts_of, describe_counts, open_runner, recorded_counts
 from flatlm.utilities.reading import AS_IT_SAYS
 from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizer import Tokenizer
@@ -61,20 +60,13 @@ def run(args: argparse.Namespace) -> int:
         prompt_ids = tokenizer.encode(args.prompt)
         if args.json:
             answer = _plain(generate(runner, tokenizer, prompt_ids, config))
-            base.print_json(answer | _speculation(runner))
+            base.print_json(answer | recorded_counts(runner))
             return 0
         sys.stdout.write(args.prompt)
         _print(stream(runner, tokenizer, prompt_ids, config))
-        if isinstance(runner, SpeculativeRunner):
-            print(describe_counts(runner.counts), file=sys.stderr)
+        if (counts := counts_of(runner)) is not None:
+            print(describe_counts(counts), file=sys.stderr)
     return 0
-
-
-def _speculation(runner: Runner | SpeculativeRunner) -> dict[str, Any]:
-    """What came of a draft, as JSON."""
-    if not isinstance(runner, SpeculativeRunner):
-        return {}
-    return {"speculation": {**dataclasses.asdict(runner.counts), "acceptance": runner.counts.acceptance}}
 
 
 def _config(args: argparse.Namespace) -> GenerationConfig:

@@ -11,8 +11,9 @@ It costs the draft's steps and a call of T tokens in the place of one, and gains
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from flatlm.errors import RuntimeFileError
 from flatlm.generative.beginnings import common_tokens
@@ -210,6 +211,17 @@ def open_runner(file: Path | str, draft: Path | None, *, threads: int | None = N
     except BaseException:
         target.close()
         raise
+
+
+def counts_of(runner: object) -> SpeculationCounts | None:
+    """None for one that has no draft."""
+    return runner.counts if isinstance(runner, SpeculativeRunner) else None
+
+
+def recorded_counts(runner: object) -> dict[str, Any]:
+    """What came of a draft, as the "speculation" of a JSON object; nothing for a runner that has none."""
+    counts = counts_of(runner)
+    return {} if counts is None else {"speculation": {**asdict(counts), "acceptance": counts.acceptance}}
 
 
 def describe_counts(counts: SpeculationCounts) -> str:

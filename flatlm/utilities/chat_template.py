@@ -44,11 +44,24 @@ def render_chat(
     plain_tools = None if tools is None else _plain_tools(tools)
     require_template(template)
     try:
-        return _compile(template).render(
-            messages=plain, tools=plain_tools, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+        return _render(
+            _compile(template),
+            {"messages": plain, "tools": plain_tools, "documents": None, "add_generation_prompt": add_generation_prompt, **special_tokens},
         )
     except Exception as error:  # a template may fail in any way that Python can
         raise TokenizerError(f"the chat template refuses these messages: {type(error).__name__}: {error}") from error
+
+
+def _render(template: Template, values: Mapping[str, Any]) -> str:
+    from flatlm.utilities import template_steps
+
+    template_steps.begin()
+    parts: list[str] = []
+    length = 0
+    for part in template.generate(values):
+        template_steps.require_length(length := length + len(part))
+        parts.append(part)
+    return "".join(parts)
 
 
 def require_template(template: str) -> None:
@@ -80,8 +93,9 @@ def _compile(template: str) -> Template:
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
+
+    from flatlm.utilities.template_steps import BoundedEnvironment, Steps
 
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
@@ -119,7 +133,7 @@ def _compile(template: str) -> Template:
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, Steps, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, namespace=PlainNamespace, dict=make_dict)
     return environment.from_string(template)

@@ -242,6 +242,32 @@ def test_through_a_pipe(bundle: Path, environment: dict[str, str], tmp_path: Pat
     assert (record["context_length"], record["model"]) == (CONTEXT, bundle.name)
 
 
+def test_no_file_ends_the_talk(bundle: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    names = ["~nosuch/x", "x" * 300, "a\0b", f"{tmp_path}/file/x", f"{tmp_path}/{'y' * 250}"]
+    typed = "".join(f"{what} {name}\n" for what in ("/save", "/save!", "/load") for name in names)
+    done = pipe(environment, f"{typed}Hi\n", bundle, *SHORT)
+    complaints = done.stderr.splitlines()
+    assert len(complaints) == 3 * len(names) and done.returncode == 2
+    assert all(line.startswith("flatlm chat: ") and "fault" not in line for line in complaints)
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_bytes_of_another_encoding_are_refused_line_by_line(
+    bundle: Path, environment: dict[str, str], tmp_path: Path, encoding: str
+) -> None:
+    typed = b"caf\xe9\n/system caf\xe9\n/params stop caf\xe9\n/system caf\xc3\xa9\nHi\n/save talk.json\n"
+    command = [sys.executable, "-m", "flatlm.cli", "chat", str(bundle), *SHORT]
+    more = {"env": environment | {"PYTHONIOENCODING": encoding}, "cwd": tmp_path, "capture_output": True, "timeout": 300}
+    done = subprocess.run(command, input=typed, check=False, **more)
+    complaints = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and len(complaints) == 3
+    assert all("not valid Unicode" in line for line in complaints)
+    saved = json.loads((tmp_path / "talk.json").read_text("utf-8"))
+    assert [message["content"] for message in saved["messages"][:2]] == ["caf\xe9", "Hi"]
+
+
 def params() -> tuple[str, ...]:
     from flatlm.generative.chatting.params import PARAMS
 

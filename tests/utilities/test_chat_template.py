@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flatlm.errors import TokenizerError
+from flatlm.utilities import template_steps
 from flatlm.utilities.chat_template import render_chat
 from flatlm.utilities.tokenizer import Tokenizer
 
@@ -176,3 +177,38 @@ def test_errors(template: str, messages: Any, complaint: str) -> None:
     with pytest.raises(TokenizerError) as caught:
         render(template, messages)
     assert str(caught.value).startswith(complaint)
+
+
+LONG = "{% for a in range(99999) %}{% for b in range(99999) %}"
+ENDLESS = {
+    "nested": (LONG + "{% endfor %}{% endfor %}", "turns of its loops"),
+    "filtered": ("{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}", "turns of its loops"),
+    "indexed": (LONG + "{% if loop.last %}{{ loop.length }}{% endif %}{% endfor %}{% endfor %}", "turns of its loops"),
+    "recursive": ("{% for a in [1, 2] recursive %}{% if loop.depth < 40 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}", "turns of its loops"),
+    "macro": ("{% macro m(n) %}{% if n %}{% set a = m(n - 1) + m(n - 1) %}{% endif %}{% endmacro %}{{ m(40) }}", "turns of its loops"),
+    "text": ("{% set n = namespace(s='a') %}{% for a in range(40) %}{% set n.s = n.s + n.s %}{% endfor %}", "characters"),
+    "product": ("{{ ('a' * 99999) * 99999 }}", "characters"),
+    "list": ("{{ ([1] * 99999) * 99999 }}", "characters"),
+    "power": ("{{ 9 ** 99999999 }}", "a power is too large"),
+    "format": ("{{ '%999999999999d' % 1 }}", "formats with a width"),
+    "written": ("{% set s = 'a' * 999999 %}{% for a in range(999) %}{{ s }}{% endfor %}", "characters"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_templates_that_would_not_end_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_steps, "MOST_STEPS", 20_000)
+    monkeypatch.setattr(template_steps, "MOST_CHARACTERS", 1 << 20)
+    template, said = ENDLESS[name]
+    for _ in range(2):  # each rendering has its own count
+        with pytest.raises(TokenizerError, match=f"the chat template refuses these messages: SecurityError: .*{said}"):
+            render_chat(template, CONVERSATION, special_tokens={}, add_generation_prompt=True)
+
+
+def test_loops_are_as_before() -> None:
+    loops = (
+        "{% for a in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% else %}none{% endfor %}"
+        "{% for a in [] %}{% else %}none{% endfor %}{% for a, b in {'x': 1}.items() if b %}{{ a }}{{ loop.revindex }}{% endfor %}"
+        "{% for a in [[1, [2]]] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}{{ 2 ** 8 + 7 % 4 }}{{ '%02d|%s' % (3, 'a') }}"
+    )
+    assert render_chat(loops, CONVERSATION, special_tokens={}, add_generation_prompt=True) == "1/3,2/3,3/3nonex11225903|a"

@@ -23,18 +23,23 @@ _FREED = 4
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and what was answered. `finish_reason`: None where it was stopped. `stats`: None where it comes from a file."""
+    """A question, and what was answered. `finish_reason`: None where it was stopped. `stats`: None where it comes from a file.
+
+    `forgotten`: how many of the oldest turns the model did not see when it answered. `context_used`: tokens that were in its cache then.
+    """
 
     question: str
     answer: str
     finish_reason: FinishReason | None = None
     token_ids: tuple[int, ...] = ()
     stats: TurnStats | None = None
+    forgotten: int = 0
+    context_used: int = 0
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that is ready to be answered. `forgotten`: how many more turns the model will not see, to make room."""
+    """A question that is ready to be answered. `forgotten`: how many of the oldest turns the model will not see."""
 
     question: str
     prompt: Rendered
@@ -46,7 +51,7 @@ class Asked:
 class Conversation:
     """`asked = ask(question)`, then `for piece in answer(asked)`; the turn is kept when the answer ends, or its reader stops.
 
-    turns: all of them. forgotten: how many of the oldest the model no longer sees. system: what it is told before all, or None. config:
+    turns: all of them. system: what it is told before all, or None. config:
     how answers are written. Not for several threads at once.
     """
 
@@ -64,7 +69,6 @@ class Conversation:
         self.session, self.system, self.when_full = session, system, when_full
         self.config = config or GenerationConfig()
         self.turns: list[Turn] = []
-        self.forgotten = 0
         self._transcript = Transcript(tokenizer, template)
 
     @property
@@ -74,8 +78,13 @@ class Conversation:
 
     @property
     def context_used(self) -> int:
-        """Tokens of it that the last turn left in use."""
-        return len(self.session.held) if self.turns else 0
+        """Tokens of it that the last turn left in use; 0 where that comes from a file, and was not read."""
+        return self.turns[-1].context_used if self.turns else 0
+
+    @property
+    def forgotten(self) -> int:
+        """How many of the oldest turns the model did not see at the last one. So they are seen again when that is taken back."""
+        return self.turns[-1].forgotten if self.turns else 0
 
     @property
     def messages(self) -> list[Message]:
@@ -110,27 +119,24 @@ class Conversation:
         finally:
             pieces.close()
             if ids or reason is not None:
-                turn = Turn(asked.question, "".join(text), reason, tuple(ids), self.session.last)
+                used = len(self.session.held)
+                turn = Turn(asked.question, "".join(text), reason, tuple(ids), self.session.last, asked.forgotten, used)
                 self.turns[asked._turns :] = [turn]
-                self.forgotten += asked.forgotten
                 self._transcript.wrote(asked.prompt, turn.answer, None if reason == "stop" else ids)
 
     def undo(self) -> Turn:
         """Take the last turn back. RuntimeFileError where there is none."""
         if not self.turns:
             raise RuntimeFileError("nothing was asked yet")
-        turn = self.turns.pop()
-        self.forgotten = min(self.forgotten, len(self.turns))
-        return turn
+        return self.turns.pop()
 
     def reset(self, turns: Sequence[Turn] = ()) -> None:
         """Begin anew, or with the turns of another conversation."""
         self.turns = list(turns)
-        self.forgotten = 0
 
     def _ask(self, question: str, turns: int) -> Asked:
         """With so many of the turns before it."""
-        forgotten, length = min(self.forgotten, turns), self.context_length
+        forgotten, length = self.turns[turns - 1].forgotten if turns else 0, self.context_length
         least = length // _FREED
         wanted = max(1, least if self.config.max_new_tokens is None else min(self.config.max_new_tokens, least))
         prompt = self._read(question, forgotten, turns)
@@ -146,7 +152,7 @@ class Conversation:
                 prompt = self._read(question, forgotten, turns)
         if len(prompt.ids) >= length:
             raise RuntimeFileError(f"the question is too long: {len(prompt.ids):,} tokens, and the context has {length:,}; shorten it")
-        return Asked(question, prompt, forgotten - min(self.forgotten, turns), turns)
+        return Asked(question, prompt, forgotten, turns)
 
     def _read(self, question: str, forgotten: int, turns: int) -> Rendered:
         asked = {"role": "user", "content": question}

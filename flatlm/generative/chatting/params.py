@@ -33,6 +33,10 @@ def with_params(config: GenerationConfig, params: Mapping[str, Any]) -> Generati
     """With these, as JSON has them, in the place of its own. Raises RuntimeFileError, which names the one that is not possible."""
     if unknown := [name for name in params if name not in PARAMS]:
         raise RuntimeFileError(f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMS)}")
+    for name, value in params.items():
+        texts = [text for text in (value if isinstance(value, list | tuple) else [value]) if isinstance(text, str)]
+        if any("\ud800" <= character <= "\udfff" for character in "".join(texts)):
+            raise RuntimeFileError(f"{name} is not valid Unicode; give UTF-8")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
     return replace(config, **values)
 

@@ -32,7 +32,7 @@ class SavedConversation:
 
 
 def save_conversation(path: Path, conversation: Conversation) -> None:
-    """Whole or not at all, over a file that is there. Raises OutputError."""
+    """Whole or not at all, over a file that is there. Raises OutputError, and TextError for what is no Unicode."""
     params = {**params_of(conversation.config), "when_full": conversation.when_full}
     value = {
         "flatlm": __version__,
@@ -40,8 +40,10 @@ def save_conversation(path: Path, conversation: Conversation) -> None:
         "params": params,
         "messages": conversation.messages,
     }
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    require_unicode(text, f"the conversation for {path}")
     with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")
 
 
 def load_conversation(path: Path, config: GenerationConfig) -> SavedConversation:
@@ -55,6 +57,7 @@ def load_conversation(path: Path, config: GenerationConfig) -> SavedConversation
         if len(data) > MOST_BYTES:
             raise TextError(f"{path} is larger than {MOST_BYTES:,} bytes: no conversation of ours")
         value = json.loads(data)
+        require_unicode(json.dumps(value, ensure_ascii=False), str(path))
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -72,6 +75,14 @@ def load_conversation(path: Path, config: GenerationConfig) -> SavedConversation
     if system is not None and not isinstance(system, str):
         raise TextError(f"{path}: the system message has no text")
     return SavedConversation(system, tuple(_turns(path, messages)), with_params(config, params), when_full)
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Raises TextError, which names `what`, for half a surrogate pair: a byte of another encoding in a pipe, or an escape in JSON."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"{what} is not valid Unicode: {error.reason} at character {error.start}; give UTF-8") from error
 
 
 def _turns(path: Path, messages: list[Message]) -> list[Turn]:

@@ -123,7 +123,7 @@ def test_a_full_context_slides(talk: Conversation) -> None:
     for number in range(14):
         asked = talk.ask(f"The {number}")
         assert len(asked.prompt.ids) + 6 <= CONTEXT
-        if asked.forgotten:
+        if asked.forgotten > talk.forgotten:
             slid = True
             assert CONTEXT - len(asked.prompt.ids) >= CONTEXT // 4
             assert asked.prompt.text.startswith("<s>S: Be kind.\nU: The ")
@@ -138,6 +138,48 @@ def test_a_full_context_slides(talk: Conversation) -> None:
         assert talk.forgotten <= len(talk.turns)
     with pytest.raises(RuntimeFileError, match=r"the question is too long: \d+ tokens, and the context has 128; shorten it"):
         talk.ask("cat " * 200)
+
+
+def test_what_is_taken_back_makes_room_again(talk: Conversation) -> None:
+    while not talk.forgotten:
+        before = talk.context_used
+        say(talk, f"The {len(talk.turns)}")
+    slid, count, asked = talk.forgotten, len(talk.turns), talk.turns[-1].question
+    list(talk.answer(talk.ask_again()))
+    assert (talk.forgotten, len(talk.turns), talk.turns[-1].question) == (slid, count, asked)
+    talk.undo()
+    assert (talk.forgotten, talk.context_used) == (0, before)
+    for _ in range(count - 2):
+        talk.undo()
+    assert "The 0\n" in talk.ask("So").prompt.text
+    list(talk.answer(talk.ask_again()))
+    assert (len(talk.turns), talk.forgotten) == (1, 0)
+
+
+def test_one_long_turn_is_seen_when_it_is_answered_again(talk: Conversation) -> None:
+    say(talk, "Once upon a time")
+    say(talk, next(long for count in range(20, 128) if talk.ask(long := "cat " * count).forgotten))
+    assert talk.forgotten == 1
+    list(talk.answer(talk.ask_again()))
+    assert talk.forgotten == 1
+    talk.undo()
+    assert (talk.forgotten, len(talk.turns)) == (0, 1)
+    list(talk.answer(talk.ask_again()))
+    assert talk.forgotten == 0
+    assert "Once upon a time" in talk.ask("So").prompt.text
+
+
+def test_a_conversation_that_was_loaded_holds_nothing_yet(talk: Conversation, tmp_path: Path) -> None:
+    say(talk, "Once upon a time")
+    save_conversation(tmp_path / "talk.json", talk)
+    for reset in (False, True):
+        say(talk, "The dog")
+        if reset:
+            talk.reset()
+        load_conversation(tmp_path / "talk.json", CONFIG).put_into(talk)
+        assert (talk.context_used, len(talk.turns)) == (0, 1)
+        say(talk, "One day")
+        assert talk.context_used == len(talk.session.held) > 0
 
 
 def test_short_answers_slide_late(talk: Conversation) -> None:
@@ -202,6 +244,16 @@ def test_what_is_saved_is_loaded(talk: Conversation, tmp_path: Path) -> None:
         save_conversation(tmp_path / "none" / "talk.json", talk)
 
 
+def test_what_is_no_unicode_is_not_saved(talk: Conversation, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    talk.system = "caf\udce9"
+    with pytest.raises(TextError, match=r"talk\.json is not valid Unicode: surrogates not allowed at character \d+; give UTF-8"):
+        save_conversation(path, talk)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeFileError, match="stop is not valid Unicode"):
+        with_params(CONFIG, {"stop": ["caf\udce9"]})
+
+
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
@@ -220,6 +272,9 @@ USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content"
         ),
         ({"messages": [USER]}, "the last question has no answer"),
         ({"messages": [{"role": "system", "content": 3}]}, "the system message has no text"),
+        ({"messages": [USER, {"role": "assistant", "content": "caf\udce9"}]}, "is not valid Unicode"),
+        ({"messages": [{"role": "system", "content": "\ud800"}]}, "is not valid Unicode"),
+        ({"messages": [], "params": {"stop": ["\ud800"]}}, "is not valid Unicode"),
         ({"messages": [], "params": 3}, '"params" is not an object'),
         ({"messages": [], "params": {"when_full": "no"}}, "\"when_full\" is 'no', and not slide or stop"),
     ],

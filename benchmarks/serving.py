@@ -127,7 +127,7 @@ def several_clients(args: argparse.Namespace, url: str) -> None:
     """Without streaming: hey counts an answer when it is whole."""
     body = {"model": "model", "prompt": "Once upon a time", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
     print(f"\n`hey -n {args.requests}`, completions of 64 tokens, {SLOTS} slots\n")
-    print("| clients | requests/s | tokens/s | p50, ms | p95, ms | answered |")
+    print("| clients | requests/s | tokens/s | p50, ms | p95, ms | answers, status |")
     print("| ---: | ---: | ---: | ---: | ---: | --- |")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(body, file)

@@ -3,7 +3,7 @@
 from flatlm.utilities.tokenizer import Tokenizer
 
 LOSSY_TOKEN = 1024
-"""Bytes of a text that one token may stand for where a tokenizer makes one of a run that it does not know: longer runs count as more."""
+"""Bytes of a text that one token is taken to stand for, at most, where a tokenizer makes one of a run that it does not know."""
 _PROBE = "a      b\n\n\n\n\tc\r\n  \x01\x02\u200b\u200d e\u0301 \ufb03 \u1112\u1161\u11ab \U0010fffd\U0010fffd\U0010fffd ÄÖ"
 """What tokenizers drop, join and rewrite."""
 
@@ -20,7 +20,8 @@ class TextBound:
         self.token_bytes = longest if self.keeps_all else max(longest, LOSSY_TOKEN)
 
     def may_fit(self, text: str, context: int) -> bool:
-        """False where a text has surely more tokens than `context`. Spaces that a tokenizer may leave out do not count."""
+        """False where a text has more tokens than `context`: surely, where the tokenizer keeps all; else where no token stands for more than
+        LOSSY_TOKEN bytes. Spaces that it may leave out do not count."""
         most = context * self.token_bytes
         if 3 * len(text) <= most:
             return True

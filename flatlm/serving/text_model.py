@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 from flatlm.errors import TokenizerError
@@ -48,6 +47,7 @@ class TextModel:
     def __init__(self, process: EngineProcess, tokenizer: Tokenizer, card: ModelCard, template: str | None = None) -> None:
         """Of a started process; use `open`. `template`: Jinja text, in place of the tokenizer's own."""
         self.process, self.tokenizer, self.card, self.template = process, tokenizer, card, template
+        self._bound = TextBound(tokenizer)
 
     @classmethod
     async def open(cls, spec: EngineSpec, *, name: str, chat_template: str | None = None, max_queue: int = 64) -> "TextModel":
@@ -135,10 +135,6 @@ class TextModel:
                 param="prompt",
                 code="context_length_exceeded",
             )
-
-    @cached_property
-    def _bound(self) -> TextBound:
-        return TextBound(self.tokenizer)
 
     async def close(self) -> None:
         """Ends its process."""

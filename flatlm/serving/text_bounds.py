@@ -21,7 +21,8 @@ class TextBound:
 
     def may_fit(self, text: str, context: int) -> bool:
         """False where a text has more tokens than `context`: surely, where the tokenizer keeps all; else where no token stands for more than
-        LOSSY_TOKEN bytes. Spaces that it may leave out do not count."""
+        LOSSY_TOKEN bytes. Spaces that it may leave out do not count.
+        """
         most = context * self.token_bytes
         if 3 * len(text) <= most:
             return True

@@ -20,8 +20,9 @@ class TextBound:
         self.token_bytes = longest if self.keeps_all else max(longest, LOSSY_TOKEN)
 
     def may_fit(self, text: str, context: int) -> bool:
-        """False where a text has more tokens than `context`: surely, where the tokenizer keeps all; else where no token stands for more than
-        LOSSY_TOKEN bytes. Spaces that it may leave out do not count.
+        """False where a text has more tokens than `context`. Spaces that the tokenizer may leave out do not count.
+
+        Surely, where the tokenizer keeps all bytes; else where no token stands for more than LOSSY_TOKEN of them.
         """
         most = context * self.token_bytes
         if 3 * len(text) <= most:

@@ -89,7 +89,7 @@ def _plain(result: Generation) -> dict[str, Any]:
     if told is None:
         return found
     keys = ("token_id", "text", "logprob")
-    each = [{**one, "bytes": list(one["bytes"]), "top": [dict(zip(keys, other, strict=True)) for other in one["top"]]} for one in told]
+    each = [{**one, "bytes": list(one["bytes"]), "top": [{key: other[key] for key in keys} for other in one["top"]]} for one in told]
     return {**found, "logprobs": each}
 
 

@@ -68,6 +68,9 @@ def name_a_model(case: Any) -> None:
     """One that there is, so that the rest of the request matters."""
     if isinstance(case.body, dict) and isinstance(name := case.body.get("model"), str) and len(name) <= 1000:
         case.body = case.body | {"model": MODELS.get(case.path, "demo")}
+        # What a turn must hold by its role, no schema says: nearly all that are generated are refused for it.
+        if case.path == "/v1/chat/completions" and case.meta.generation.mode.is_positive and len(str(case.body)) % 2:
+            case.body = case.body | {"messages": [{"role": "user", "content": "Once"}]}
 
 
 def test_much_was_answered(statuses: Counter[tuple[str, int]]) -> None:

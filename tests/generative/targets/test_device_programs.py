@@ -43,7 +43,8 @@ INFO: [benchmark_litert_model.h:120] Peak memory:          64.00 MB
 
 def test_compiled_models_own_benchmark_model_draws_its_inputs(tiny_file):
     program = BenchmarkModel(frozenset({"graph", "num_runs", "signature_to_run_for", "use_cpu"}))
-    file = replace(read_model_file(tiny_file), cache_length=200)
+    read = read_model_file(tiny_file)
+    file = replace(read, levels=(replace(read.levels[-1], cache_length=200),))
     plan = Plan(file, prefill=16, decode=8, depths=(0,), runs=3, warmup=1, threads=2, weight_cache=True)
     with pytest.raises(TargetError, match=f"too many for a context of 200 and {V} tokens"):
         program.check(plan)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import tokenizers
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -17,6 +18,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from flatlm.serving.limits import ApiKeys
 from flatlm.serving.routes import page
 from flatlm.serving.text_model import ModelCard, TextModel
+from flatlm.utilities.tokenizer import Tokenizer, TokenizerSettings
+
+_TOKENIZER = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).to_str()
 
 
 @dataclass
@@ -55,10 +59,8 @@ def scripted(
     """Over models that are not there: `file` gives their names of files, and sizes."""
     size = file.stat().st_size
     cards = [ModelCard(name, 0, file.name, size, "text", context, 1000, chat_template is not None, {}) for name in names]
-    models = {
-        card.id: TextModel(SimpleNamespace(), SimpleNamespace(chat_template=chat_template), card)  # type: ignore[arg-type]
-        for card in cards
-    }
+    tokenizer = Tokenizer.from_bytes("hf", _TOKENIZER.encode(), settings=TokenizerSettings(chat_template=chat_template))
+    models = {card.id: TextModel(SimpleNamespace(), tokenizer, card) for card in cards}  # type: ignore[arg-type]
     script = Script()
     app = FastAPI()
     app.include_router(page.router(SimpleNamespace(models=models)))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.session import Session, TurnStats
-from flatlm.utilities.named_templates import PLAIN
+from flatlm.utilities.tokenizing.named_templates import PLAIN
 
 WORDS = "Once upon a time there was a dog and a cat, who lived in a house by the sea. "
 

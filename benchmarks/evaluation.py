@@ -20,7 +20,7 @@ from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.documents import Piece, read_documents, windows
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 
 def main() -> None:

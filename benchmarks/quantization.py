@@ -50,7 +50,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.documents import Piece, read_documents
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 PREFILL = 128
 CONTEXT = 512

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flatlm.quantize.recipe_figures import HEADERS, figure_rows
 from flatlm.quantize.recipes import RECIPES
-from flatlm.utilities.families import FAMILIES
+from flatlm.utilities.configs.families import FAMILIES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

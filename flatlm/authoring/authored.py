@@ -23,8 +23,8 @@ from flatlm.errors import ConfigError, FlatlmError
 from flatlm.layers import ops
 from flatlm.layers.config import AttentionConfig
 from flatlm.layers.kv_cache import Cache, CacheGeometry, empty_caches
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.registry import ConfigBuilder
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 
 PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False,),

@@ -7,10 +7,10 @@ from typing import Any
 
 from flatlm.errors import FlatlmError
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.kinds.table import kind_of
-from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.weights.loader import LoadPlan, ModelLoader
 
 
 @dataclass(frozen=True)

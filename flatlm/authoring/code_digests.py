@@ -7,7 +7,7 @@ from pathlib import Path
 from flatlm.authoring.outside import outside_code
 from flatlm.errors import ConfigError
 from flatlm.utilities.code_files import code_digest
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 from flatlm.utilities.reading import Reading
 
 

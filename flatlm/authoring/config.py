@@ -7,8 +7,8 @@ from typing import Any
 from flatlm.authoring.module_map import ModuleReference
 from flatlm.errors import ConfigError
 from flatlm.layers.config import AttentionConfig, RopeConfig
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.registry import ConfigBuilder
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 
 __all__ = ["AuthoredConfig", "AutoModelConfigBuilder", "ConfigBuilder", "DefaultModelConfigBuilder", "ModelConfig"]
 

@@ -14,9 +14,9 @@ from flatlm.authoring.compute_graph.calls import ComputeGraph
 from flatlm.authoring.user_code import load_file
 from flatlm.errors import CustomModelError
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 MODEL = "__model__"
 
@@ -68,7 +68,9 @@ def custom_builder(path: Path) -> GraphBuilder | FamilyBuilder:
         return GraphBuilder(model, path.resolve())
     names = getattr(model, "tensor_names", None)
     if not isinstance(names, TensorNames):
-        raise CustomModelError(f"{path}: {model.__name__} has no tensor_names: set them to a flatlm.utilities.tensor_names.TensorNames")
+        raise CustomModelError(
+            f"{path}: {model.__name__} has no tensor_names: set them to a flatlm.utilities.weights.tensor_names.TensorNames"
+        )
     return FamilyBuilder(model, path.resolve(), names, getattr(model, "family", model.__name__))
 
 

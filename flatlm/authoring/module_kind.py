@@ -10,8 +10,8 @@ from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.lengths import step_plan
-from flatlm.utilities.loader import LoadPlan
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.loader import LoadPlan
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest

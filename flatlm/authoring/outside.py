@@ -9,10 +9,10 @@ from flatlm.authoring.config import ModelConfig as SizesOnly
 from flatlm.authoring.module_map import ModuleReference, find_module, known_architectures, load_outside
 from flatlm.authoring.user_code import PREFIX, load_file
 from flatlm.errors import ConfigError, FlatlmError
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.kinds.table import KINDS
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 
 def find(hf_config: ConfigReader, module_map: Path | None) -> type[ConfigBuilder] | None:

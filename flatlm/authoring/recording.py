@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.loader import PlannedWeight
-from flatlm.utilities.slots import Part, Slot
+from flatlm.utilities.weights.loader import PlannedWeight
+from flatlm.utilities.weights.slots import Part, Slot
 
 _aten = torch.ops.aten
 _SAME_VALUES = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.contiguous.default})

@@ -13,8 +13,8 @@ from flatlm.authoring.load_weights import load_stacked, packed_table
 from flatlm.authoring.recording import ComputedWeight, Recording, record
 from flatlm.errors import ConfigError
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.loader import LoadPlan, PlannedWeight, disagreement
-from flatlm.utilities.slots import Slot
+from flatlm.utilities.weights.loader import LoadPlan, PlannedWeight, disagreement
+from flatlm.utilities.weights.slots import Slot
 
 INERT_TENSORS = ("*rotary_emb.inv_freq", "*rotary_emb.cos_cached", "*rotary_emb.sin_cached", "*.attn.masked_bias")
 """Tensors that checkpoints carry and that no number depends on. A class names others with `ignored_weights`, a list of such patterns."""

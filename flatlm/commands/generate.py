@@ -21,7 +21,7 @@ from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.speculation import VERIFY_LENGTH, counts_of, describe_counts, open_runner, recorded_counts
 from flatlm.utilities.reading import AS_IT_SAYS
 from flatlm.utilities.recipe_file import find_recipe
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from flatlm.commands import base
-from flatlm.utilities.families import FAMILIES
+from flatlm.utilities.configs.families import FAMILIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from flatlm.errors import ExportError, RuntimeFileError
 from flatlm.generative.engine_config import EngineConfig
 from flatlm.generative.source import is_exported, open_source
 from flatlm.generative.speculation import VERIFY_LENGTH
-from flatlm.utilities.named_templates import PLAIN, find_template
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.named_templates import PLAIN, find_template
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

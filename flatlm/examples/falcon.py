@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, MaskConfig, ModelConfig, NormConfig, NormKind
-from flatlm.utilities.config_parts import ACTIVATIONS, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import ACTIVATIONS, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "TENSOR_NAMES_TWO_NORMS", "FalconConfigBuilder", "FalconTwoNormsConfigBuilder", "build_model", "define_and_run"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from flatlm.examples import llama
 from flatlm.layers.config import Activation, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import ACTIVATIONS, read_heads, read_model, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import ACTIVATIONS, read_heads, read_model, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "GemmaConfigBuilder", "build_model", "define_and_run"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from flatlm.examples import glm
 from flatlm.layers.config import ModelConfig
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "Glm4ConfigBuilder", "build_model", "define_and_run"]
 

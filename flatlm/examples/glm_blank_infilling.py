@@ -20,10 +20,10 @@ from flatlm.layers.config import (
     PositionEmbeddingConfig,
 )
 from flatlm.utilities.checkpoints.open import peek_tensors
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "GlmBlankInfillingConfigBuilder", "build_model", "define_and_run"]
 

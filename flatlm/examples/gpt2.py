@@ -15,11 +15,11 @@ from flatlm.layers.config import (
     PositionEmbeddingConfig,
 )
 from flatlm.utilities.checkpoints.open import peek_tensors
-from flatlm.utilities.config_parts import ACTIVATIONS
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import ACTIVATIONS
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "GPT2ConfigBuilder", "build_model", "define_and_run"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from flatlm.examples.llama import TENSOR_NAMES, LlamaConfigBuilder
 from flatlm.layers.config import ModelConfig
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "GraniteConfigBuilder", "build_model", "define_and_run"]
 

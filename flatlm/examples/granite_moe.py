@@ -9,10 +9,10 @@ from pathlib import Path
 from flatlm.examples import llama
 from flatlm.examples.granite import GraniteConfigBuilder
 from flatlm.layers.config import MixtureConfig, ModelConfig
-from flatlm.utilities.config_parts import read_feed_forward
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_feed_forward
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "GraniteMoeConfigBuilder", "build_model", "define_and_run"]
 

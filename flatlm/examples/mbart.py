@@ -7,11 +7,11 @@ from pathlib import Path
 
 from flatlm.examples.bart import TENSOR_NAMES, TENSOR_NAMES_OF_THREE_TABLES
 from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_decoder_parts import read_bart
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_decoder_parts import read_bart
+from flatlm.utilities.configs.families import family_record
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model
-from flatlm.utilities.families import family_record
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["MBartConfigBuilder", "build_model"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flatlm.examples.llama import TENSOR_NAMES
 from flatlm.layers.config import BlockConfig, MaskConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_feed_forward, read_heads, read_model, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "MistralConfigBuilder", "build_model", "define_and_run"]
 

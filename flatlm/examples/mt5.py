@@ -7,11 +7,11 @@ from pathlib import Path
 
 from flatlm.examples.t5 import GATED_TENSOR_NAMES, TENSOR_NAMES
 from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_decoder_parts import is_gated, read_t5
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_decoder_parts import is_gated, read_t5
+from flatlm.utilities.configs.families import family_record
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model
-from flatlm.utilities.families import family_record
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["MT5ConfigBuilder", "build_model"]
 

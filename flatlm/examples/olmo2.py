@@ -16,10 +16,10 @@ from flatlm.layers.config import (
     QueryKeyNormConfig,
     RopeConfig,
 )
-from flatlm.utilities.config_parts import Heads, read_feed_forward, read_heads, read_model, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import Heads, read_feed_forward, read_heads, read_model, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "Olmo2ConfigBuilder", "build_model", "define_and_run"]
 

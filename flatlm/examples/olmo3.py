@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flatlm.examples.olmo2 import TENSOR_NAMES, build_from_layers
 from flatlm.layers.config import MaskConfig, ModelConfig
-from flatlm.utilities.config_parts import read_heads, read_ropes, read_windows
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_heads, read_ropes, read_windows
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "Olmo3ConfigBuilder", "build_model", "define_and_run"]
 

@@ -14,10 +14,10 @@ from flatlm.layers.config import (
     NormSpan,
     QueryKeyNormConfig,
 )
-from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_feed_forward, read_heads, read_model, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "OlmoeConfigBuilder", "build_model", "define_and_run"]
 

@@ -7,11 +7,11 @@ Reference: modeling_openelm.py of apple/OpenELM on Hugging Face (transformers ha
 from pathlib import Path
 
 from flatlm.layers.config import AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, QueryKeyNormConfig, RopeConfig
-from flatlm.utilities.config_parts import ACTIVATIONS
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import ACTIVATIONS
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "OpenElmConfigBuilder", "build_model", "define_and_run"]
 

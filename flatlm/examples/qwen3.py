@@ -8,10 +8,10 @@ from pathlib import Path
 
 from flatlm.examples import llama
 from flatlm.layers.config import AttentionConfig, BlockConfig, MaskConfig, ModelConfig, NormConfig, QueryKeyNormConfig
-from flatlm.utilities.config_parts import read_feed_forward, read_heads, read_model, read_qwen_windows, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_feed_forward, read_heads, read_model, read_qwen_windows, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "Qwen3ConfigBuilder", "build_model", "define_and_run", "read_attention"]
 

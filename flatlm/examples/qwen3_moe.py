@@ -9,10 +9,10 @@ from pathlib import Path
 from flatlm.examples import qwen3
 from flatlm.examples.qwen3 import read_attention
 from flatlm.layers.config import BlockConfig, MaskConfig, MixtureConfig, ModelConfig, NormConfig
-from flatlm.utilities.config_parts import read_feed_forward, read_model
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import read_feed_forward, read_model
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model, define_and_run
-from flatlm.utilities.registry import ConfigBuilder
 
 __all__ = ["TENSOR_NAMES", "Qwen3MoeConfigBuilder", "build_model", "define_and_run"]
 

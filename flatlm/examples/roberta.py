@@ -7,12 +7,12 @@ from pathlib import Path
 
 from flatlm.layers.config import Activation
 from flatlm.layers.encoder_config import EncoderConfig, LearnedPositions
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_parts import read_encoder, read_parts
-from flatlm.utilities.encoder_tasks import HeadStyle, read_head
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_parts import read_encoder, read_parts
+from flatlm.utilities.configs.encoder_tasks import HeadStyle, read_head
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import HeadNames, TensorNames
+from flatlm.utilities.weights.tensor_names import HeadNames, TensorNames
 
 __all__ = ["TENSOR_NAMES", "RobertaConfigBuilder", "build_model"]
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_decoder_parts import is_gated, read_t5
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_decoder_parts import is_gated, read_t5
+from flatlm.utilities.configs.families import family_record
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.example import build_model
-from flatlm.utilities.families import family_record
-from flatlm.utilities.registry import ConfigBuilder
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 __all__ = ["TENSOR_NAMES", "T5ConfigBuilder", "build_model"]
 

@@ -22,7 +22,7 @@ from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.digests import digest_of, file_digest, weight_states
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 MOST_BYTES_IN_ALL = 16 << 30
 """Where the exports take more, those that were not used for longest are removed. The one that is asked for is always kept."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from flatlm.errors import TokenizerError
 from flatlm.generative.inspect import read_manifest
 from flatlm.utilities.bundling import bundled_tokenizer
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 
 def file_tokenizer(file: Path, directory: Path | None, checkpoint: Path | None = None) -> Tokenizer:

@@ -11,7 +11,7 @@ from flatlm.generative.logprobs import TokenLogprob, token_logprob
 from flatlm.generative.runner import Writer
 from flatlm.generative.sampling import Sampler, TokenPicker
 from flatlm.generative.stops import StopFilter
-from flatlm.utilities.vocabulary import ByteDecoder, Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import ByteDecoder, Vocabulary
 
 FinishReason: TypeAlias = Literal["eos", "stop", "length", "context"]
 """The model ended the text; a stop string came, or the grammar is complete; `max_new_tokens` were made; the file's cache is full."""

@@ -15,7 +15,7 @@ import numpy as np
 from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.generation_config import Grammar
 from flatlm.generative.sampling import Allowed
-from flatlm.utilities.vocabulary import Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
 
 WHITESPACE = r" |\n {0,16}"
 """What may stand between the parts of a JSON text: enough to indent it, and not so much that a model lost in spaces never ends."""

@@ -26,7 +26,7 @@ from flatlm.layers.model import Decoder
 from flatlm.utilities.documents import encode_document
 from flatlm.utilities.example import build_model
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 128
 CHUNK = 64

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatlm.generative.sampling import largest
-from flatlm.utilities.vocabulary import Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flatlm.generative.runner import Runner
 from flatlm.generative.session import Session
 from flatlm.generative.source import open_source
 from flatlm.progress import Progress
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a conversation, with "role" and "content"."""

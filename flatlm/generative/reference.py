@@ -19,10 +19,10 @@ from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.quantized import is_quantized
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import find_builder
 from flatlm.utilities.example import build_model
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.registry import find_builder
 
 
 class Reference(Protocol):

@@ -10,7 +10,7 @@ from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
 from flatlm.utilities.reading import Reading
 from flatlm.utilities.recipe_file import find_recipe
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 EXPORTED = (".tflite", ".litertlm")
 

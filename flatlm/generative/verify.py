@@ -23,7 +23,7 @@ from flatlm.generative.runner import Runner, Writer
 from flatlm.progress import Progress
 from flatlm.quantize.recipes import Bound, Recipe
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 256
 DEFAULT_PROMPTS = ("Once upon a time", "The first thing to know is", "In the year 2031,", "def main():")

@@ -98,7 +98,7 @@ class EncoderConfig:
     `projected`: the tables' rows, of width E = `embedding_dim`, go through a matrix to the width D = `width`; without it E is D.
     `token_types`: rows of the table that tells one part of the text from another (0: there is none).
     `embedding_norm`: of the sum of what the tables give. `group`: so many blocks, one after the other, are counted as one by checkpoints.
-    `task`: what the head is for, by its name in `utilities/encoder_tasks.py`.
+    `task`: what the head is for, by its name in `utilities/configs/encoder_tasks.py`.
     """
 
     vocab_size: int

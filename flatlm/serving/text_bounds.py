@@ -1,6 +1,6 @@
 """How long a text may be that can still fit: known before it is cut into tokens, which takes seconds for megabytes."""
 
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 LOSSY_TOKEN = 1024
 """Bytes of a text that one token is taken to stand for, at most, where a tokenizer makes one of a run that it does not know."""

@@ -15,7 +15,7 @@ from flatlm.serving.engines.engine_process import Answer, EngineProcess
 from flatlm.serving.engines.messages import EngineSpec, ScoreRequest, WriteRequest
 from flatlm.serving.errors import BadRequest
 from flatlm.serving.text_bounds import TextBound
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from flatlm.errors import ConfigError
 from flatlm.tasks.table import DECODER, ENCODER, ENCODER_DECODER, INFILLING, find_task, fitting
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
 
 if TYPE_CHECKING:
     from flatlm.convert.worker import Compiler
     from flatlm.tasks.base_model import BaseModel
     from flatlm.tasks.runner import TaskRunner
     from flatlm.utilities.exporter import ExportReport
-    from flatlm.utilities.tokenizer import Tokenizer
+    from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 KINDS = {"EncoderConfig": ENCODER, "EncoderDecoderConfig": ENCODER_DECODER}
 """Of models, by their configuration's type; of all others, decoders (a `ModelConfig` that fills blanks is of a kind of its own)."""
@@ -91,7 +91,7 @@ class AutoLoader:
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":
-        from flatlm.utilities.tokenizer import Tokenizer
+        from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
         return Tokenizer.load(self.directory)
 

@@ -19,14 +19,14 @@ from flatlm.tasks.saving import save_checkpoint, with_architecture
 from flatlm.utilities.checkpoints.blank import DEFAULT_SPREAD, BlankStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.crf_facts import crf_tensors
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.crf_facts import crf_tensors
+from flatlm.utilities.configs.registry import config_from
 from flatlm.utilities.kinds.table import kind_of
-from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import config_from
-from flatlm.utilities.slots import Slot
-from flatlm.utilities.unpacking import checkpoint_tensors
+from flatlm.utilities.weights.loader import ModelLoader
+from flatlm.utilities.weights.slots import Slot
+from flatlm.utilities.weights.unpacking import checkpoint_tensors
 
 TRAINING_ONLY = frozenset({"checkpoint_activations", "checkpoint_num_layers", "device", "only_download_config"})
 """Arguments that FlagAI's scripts pass to a constructor and that no number of a forward pass depends on."""

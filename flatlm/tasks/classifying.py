@@ -8,7 +8,7 @@ import numpy as np
 
 from flatlm.errors import RuntimeFileError
 from flatlm.tasks.reading import ReadingTask, sigmoid, softmax
-from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.tokenizing.encoded_text import EncodedText
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Crf:
     @classmethod
     def from_facts(cls, facts: Any) -> "Crf":
         """From a manifest's `crf`. Raises RuntimeFileError where it is damaged."""
-        from flatlm.utilities.crf_facts import decode_crf
+        from flatlm.utilities.configs.crf_facts import decode_crf
 
         try:
             return cls(*decode_crf(facts))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from flatlm.tasks.reading import Array, ReadingTask
-from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.tokenizing.encoded_text import EncodedText
 
 EMBEDDING, HIDDEN_STATES = "embedding", "hidden_states"
 

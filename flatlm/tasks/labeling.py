@@ -12,7 +12,7 @@ from flatlm.tasks.crf import Crf
 from flatlm.tasks.reading import Array, ReadingTask
 from flatlm.tasks.spans import Span, TokenLabel, read_spans
 from flatlm.tasks.windows import cut, sentence_ends
-from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.tokenizing.encoded_text import EncodedText
 
 
 @dataclass(frozen=True)

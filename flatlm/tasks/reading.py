@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from flatlm.errors import RuntimeFileError
 from flatlm.tasks.runner import OpenedFile, TaskRunner
 from flatlm.tasks.table import load
-from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.tokenizing.encoded_text import EncodedText
 
 Array = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from flatlm.errors import RuntimeFileError, TokenizerError
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.generative.inspect import read_manifest
 from flatlm.tasks.table import DECODER, ENCODER, ENCODER_DECODER, TaskRecord, find_task, fitting
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flatlm.convert.atomic_file import atomic_output
 from flatlm.errors import OutputError
-from flatlm.utilities.encoder_tasks import ARCHITECTURE_ENDINGS, MASKED_LM, REPLACED_TOKENS
-from flatlm.utilities.families import family_record
+from flatlm.utilities.configs.encoder_tasks import ARCHITECTURE_ENDINGS, MASKED_LM, REPLACED_TOKENS
+from flatlm.utilities.configs.families import family_record
 
 DROPPED_KEYS = ("quantization_config",)
 """Of config.json: the weights are written as the model has them, in floating point."""

@@ -8,8 +8,8 @@ from typing import Any
 from flatlm.convert.bundle import MODEL_OFFSET, TokenizerSource, finish_bundle, read_bundle, replace_manifest
 from flatlm.convert.bundle_metadata import BundleMetadata, BundleSampler
 from flatlm.convert.bundle_template import for_litert_lm
-from flatlm.utilities.tokenizer import Tokenizer, TokenizerSettings
-from flatlm.utilities.tokenizer_settings import read_json
+from flatlm.utilities.tokenizing.settings import read_json
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer, TokenizerSettings
 
 
 class BundleFinisher:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.errors import TextError
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".json", ".jsonl")
 OWN_TEXT = Path(__file__).parents[1] / "assets" / "demo_text" / "held_out.json"

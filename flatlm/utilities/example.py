@@ -9,10 +9,10 @@ from torch import Tensor
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.layers.model import Decoder
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.kinds.table import kind_of
-from flatlm.utilities.loader import ModelLoader
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.weights.loader import ModelLoader
 
 SAMPLE_TOKENS = (1, 2, 3, 5, 8, 13)
 

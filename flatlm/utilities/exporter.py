@@ -32,15 +32,15 @@ from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.code_files import imported_beside
-from flatlm.utilities.crf_facts import LABELS_TOKENS, read_crf
+from flatlm.utilities.configs.crf_facts import LABELS_TOKENS, read_crf
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.digests import file_digest
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.table import kind_of
-from flatlm.utilities.loader import LoadPlan, ModelLoader
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.registry import build_config
 from flatlm.utilities.results import save_result
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
+from flatlm.utilities.weights.loader import LoadPlan, ModelLoader
 
 SUFFIXES = (".tflite", ".litertlm")
 

@@ -6,7 +6,7 @@ import pytest
 
 from flatlm.authoring.module_map import MODULE_MAP
 from flatlm.authoring.user_code import PREFIX
-from flatlm.utilities.registry import ConfigBuilder
+from flatlm.utilities.configs.registry import ConfigBuilder
 
 
 @pytest.fixture(autouse=True)

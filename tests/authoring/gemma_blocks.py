@@ -5,7 +5,7 @@ from typing import Any
 
 from flatlm.authoring.config import AutoModelConfigBuilder
 from flatlm.layers.config import Activation, AttentionConfig, BlockConfig, FeedForwardConfig, ModelConfig, NormConfig, RopeConfig
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 
 class GemmaModelConfigBuilder(AutoModelConfigBuilder):

@@ -11,9 +11,9 @@ from flatlm.convert.worker import CompilerProcess
 from flatlm.errors import ExportError
 from flatlm.generative.export_cache import export_key
 from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.configs.registry import ConfigBuilder
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import ConfigBuilder
 from tests.authoring.checkpoints import LLAMA_MAP, llama
 from tests.authoring.llama_modules import LlamaForCausalLM
 from tests.tasks.made import save_tokenizer

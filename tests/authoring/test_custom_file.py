@@ -10,9 +10,9 @@ from flatlm.cli import main
 from flatlm.errors import CheckpointError, ConfigError, CustomModelError
 from flatlm.generative.reference import require_its_code
 from flatlm.generative.verify import verify
+from flatlm.utilities.configs.registry import ConfigBuilder, build_config
 from flatlm.utilities.example import build_model, run_sample
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import ConfigBuilder, build_config
 from tests.examples.references import LLAMA_BASE, Case, make_reference
 
 GRAPH = "from flatlm import ComputeGraph\n\nclass Mine(ComputeGraph):\n    def build(self):\n        "
@@ -53,7 +53,7 @@ WRONG = {
     "other_class": ("__model__ = dict\n", "is not a subclass of ComputeGraph or ConfigBuilder"),
     "base": ("from flatlm import ComputeGraph\n__model__ = ComputeGraph\n", "is not a subclass of"),
     "no_names": (
-        "from flatlm.utilities.registry import ConfigBuilder\nclass B(ConfigBuilder): pass\n__model__ = B",
+        "from flatlm.utilities.configs.registry import ConfigBuilder\nclass B(ConfigBuilder): pass\n__model__ = B",
         "B has no tensor_names",
     ),
 }

@@ -22,11 +22,11 @@ from flatlm.generative.reference import reference_name
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import build_config, find_builder
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, plan_export
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config, find_builder
 from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, llama, rewrite
 from tests.authoring.llama_modules import LlamaForCausalLM
 

@@ -17,8 +17,8 @@ from flatlm.authoring.modules import build_merged_colwise_linear, build_qkv_proj
 from flatlm.authoring.recording import ComputedWeight, Recording, record
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.loader import PlannedWeight
-from flatlm.utilities.slots import Slot
+from flatlm.utilities.weights.loader import PlannedWeight
+from flatlm.utilities.weights.slots import Slot
 
 Weights = Iterable[tuple[str, Tensor]]
 Load = Callable[[nn.Module, Weights], None]

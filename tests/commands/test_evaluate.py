@@ -12,7 +12,7 @@ from flatlm.commands import evaluate as module
 from flatlm.generative.harness.tasks import evaluate_tasks
 from flatlm.generative.layer_errors import layer_errors
 from flatlm.utilities.documents import encode_document
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.commands.conftest import run_json
 from tests.harness_tasks import copy_tasks, offline_harness
 

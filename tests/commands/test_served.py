@@ -14,8 +14,8 @@ from flatlm.errors import CheckpointError, ExportError, RecipeError, RuntimeFile
 from flatlm.generative import export_cache
 from flatlm.generative.speculation import open_runner
 from flatlm.utilities.exporter import ExportRequest
-from flatlm.utilities.named_templates import CHATML, PLAIN
 from flatlm.utilities.reading import Reading
+from flatlm.utilities.tokenizing.named_templates import CHATML, PLAIN
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"
 

@@ -44,7 +44,7 @@ def test_another_models_checkpoint_is_refused(bundle: Path, tmp_path: Path, caps
 
 
 def test_an_export_that_fails_verification_leaves_the_old_file(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    from flatlm.utilities.loader import PlannedWeight
+    from flatlm.utilities.weights.loader import PlannedWeight
 
     right = PlannedWeight.rows
     monkeypatch.setattr(PlannedWeight, "rows", lambda self, start, stop: right(self, start, stop) * 1.01)

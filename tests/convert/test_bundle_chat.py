@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from flatlm.convert.bundle import MODEL_OFFSET, finish_bundle, read_bundle
 from flatlm.utilities.bundling import BundleFinisher
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.chat_styles import QUESTION, STYLES, TURNS, ChatStyle, conversations
 from tests.litert_lm_judge import END, converse, echo_model, litert_lm_command
 

@@ -19,9 +19,9 @@ from flatlm.errors import CheckpointError
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.exporter import ExportRequest, export, plan_export
-from flatlm.utilities.loader import ModelLoader
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.weights.loader import ModelLoader
 from tests.quantized_checkpoints import (
     Linear,
     awq,

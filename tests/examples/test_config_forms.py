@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from flatlm.errors import CheckpointError, ConfigError
 from flatlm.layers.config import YarnScaling
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.example import build_model, run_sample
-from flatlm.utilities.registry import build_config
 from tests.examples.cases import gpt2
 from tests.examples.references import make_reference
 

@@ -11,9 +11,9 @@ import pytest
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import Activation
 from flatlm.utilities import example
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.kinds import encoder_decoder as kind
-from flatlm.utilities.registry import build_config
-from flatlm.utilities.slots import Slot
+from flatlm.utilities.weights.slots import Slot
 from tests.examples.cases.encoder_decoders import CASES
 from tests.examples.test_encoder_decoder_parity import TOLERANCE, eager_error, make
 

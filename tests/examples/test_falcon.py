@@ -12,8 +12,8 @@ from flatlm.errors import ConfigError
 from flatlm.examples.falcon import TENSOR_NAMES, TENSOR_NAMES_TWO_NORMS, alibi_slopes
 from flatlm.layers.config import MaskConfig
 from flatlm.layers.mask import rounded_alibi
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
 
 FALCON_7B = {"architectures": ["FalconForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
 FALCON_40B = {**FALCON_7B, "new_decoder_architecture": True, "num_kv_heads": 2}

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from flatlm.errors import ConfigError
 from flatlm.layers.config import LinearScaling, ModelConfig, RopeConfig
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.example import build_model, run_sample
-from flatlm.utilities.registry import build_config
 from tests.examples.cases.gemma import BASE, GEMMA3_IMAGES
 from tests.examples.references import make_reference
 

@@ -20,10 +20,10 @@ from flatlm.layers.infilling import context_places, span_places
 from flatlm.layers.kv_cache import empty_caches
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import build_config, find_builder
 from flatlm.utilities.example import build_model, run_sample
 from flatlm.utilities.exporter import ExportRequest, export, plan_export
-from flatlm.utilities.registry import build_config, find_builder
 from tests.examples.glm_blank_reference import BASE, GLMReference, save_reference
 from tests.examples.references import decide, randomise
 from tests.models import Signatures, largest_difference, random_inputs

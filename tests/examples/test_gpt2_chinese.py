@@ -12,11 +12,11 @@ import transformers
 from flatlm import cli
 from flatlm.errors import ConfigError
 from flatlm.quantize.recipes import get_recipe
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.registry import build_config, find_builder
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.registry import build_config, find_builder
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.examples.cases.gpt2 import GPT2
 from tests.examples.references import make_reference
 from tests.examples.test_parity import TOLERANCE, eager_error

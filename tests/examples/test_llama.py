@@ -9,7 +9,7 @@ import torch
 from flatlm.examples import llama, smollm, tiny_llama
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import build_on_meta
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.configs.registry import build_config
 from tests.examples.cases.llama import LLAMA3_ROPE
 from tests.examples.references import LLAMA_BASE, Case, make_llama
 

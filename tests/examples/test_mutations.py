@@ -12,11 +12,11 @@ import pytest
 from flatlm.errors import CheckpointError
 from flatlm.layers.config import Activation, ModelConfig, NormKind
 from flatlm.utilities import example
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.kinds import decoder
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
-from flatlm.utilities.slots import Slot
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.slots import Slot
+from flatlm.utilities.weights.tensor_names import TensorNames
 from tests.examples.cases import ALL
 from tests.examples.conftest import Reference
 from tests.examples.test_parity import TOLERANCE, eager_error

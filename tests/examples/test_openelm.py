@@ -11,9 +11,9 @@ from flatlm.errors import ConfigError
 from flatlm.examples.openelm import make_divisible
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.registry import build_config
 from tests.examples.openelm_reference import CONFIG, forward, make_checkpoint
 from tests.examples.test_parity import TOLERANCE, logits_in_steps
 

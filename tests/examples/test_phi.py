@@ -8,7 +8,7 @@ import pytest
 
 from flatlm.errors import ConfigError
 from flatlm.layers.config import LongRopeScaling, ModelConfig
-from flatlm.utilities.registry import build_config
+from flatlm.utilities.configs.registry import build_config
 from tests.examples.cases.phi import LONG, LONGROPE, PHI3, SHORT
 from tests.examples.references import LLAMA_BASE
 

@@ -16,7 +16,7 @@ from flatlm.generative.runner import Runner
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.litert_lm_judge import litert_lm_command, run_litert_lm
 
 ASSETS = Path(__file__).parents[2] / "flatlm" / "assets"

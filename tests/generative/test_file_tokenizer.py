@@ -8,7 +8,7 @@ import pytest
 from flatlm.errors import TokenizerError
 from flatlm.generative import file_tokenizer as module
 from flatlm.generative.file_tokenizer import file_tokenizer
-from tests.utilities.test_older_vocabularies import sentencepiece_model
+from tests.utilities.tokenizing.test_older_vocabularies import sentencepiece_model
 
 
 @pytest.mark.parametrize("cuts", [True, False])

@@ -16,9 +16,9 @@ from flatlm.generative.generate import generate, joined, stream
 from flatlm.generative.generation_config import GenerationConfig, Grammar
 from flatlm.generative.grammars import constrain, require_valid
 from flatlm.generative.runner import Runner
-from flatlm.utilities.tokenizer import Tokenizer
-from flatlm.utilities.vocabulary import Vocabulary
-from tests.utilities.made_tokenizers import bpe_with_bytes, llama_like
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
+from tests.utilities.tokenizing.made_tokenizers import bpe_with_bytes, llama_like
 
 SCHEMAS = {
     "enum": {"enum": ["red", "green", 3, None, {"a": []}]},

@@ -18,7 +18,7 @@ from flatlm.layers.config import CacheDtype
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.layers.model import Decoder
 from flatlm.quantize.recipes import RECIPES
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.models import InMemory, export_fast, random_decoder, tiny_config
 
 LENGTH = 48

@@ -23,7 +23,7 @@ from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import BundleFinisher
 from flatlm.utilities.exporter import ExportRequest
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.examples.cases.encoders import CASES
 from tests.examples.references import make_reference
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatlm.utilities.vocabulary import Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
 from tests.compiles import SharedCompiler
 
 V, D, K, H, S, LAYERS = 41, 16, 2, 8, 48, 2

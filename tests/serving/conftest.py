@@ -18,7 +18,7 @@ from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import FlatlmServer, Served, serve
 from flatlm.serving.settings import ServerSettings
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.named_templates import PLAIN
+from flatlm.utilities.tokenizing.named_templates import PLAIN
 from tests.serving.encoder_files import EncoderFiles, make_encoder_files
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"

@@ -5,9 +5,9 @@ import pytest
 
 import flatlm
 from flatlm.serving.text_bounds import LOSSY_TOKEN, TextBound
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.serving.conftest import Running
-from tests.utilities.made_tokenizers import bpe_with_bytes, llama_like, unigram, word_piece
+from tests.utilities.tokenizing.made_tokenizers import bpe_with_bytes, llama_like, unigram, word_piece
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"
 MADE = {"bpe_with_bytes": bpe_with_bytes, "llama_like": llama_like, "unigram": unigram, "word_piece": word_piece}

@@ -13,7 +13,7 @@ from flatlm.errors import CheckpointError, ConfigError, RuntimeFileError
 from flatlm.tasks.crf import Crf
 from flatlm.tasks.crf_loss import crf_loss
 from flatlm.utilities.checkpoints.directory import Checkpoint
-from flatlm.utilities.crf_facts import NEVER, encode_crf, read_crf
+from flatlm.utilities.configs.crf_facts import NEVER, encode_crf, read_crf
 
 
 def by_definition(emissions, transitions, start, end, path) -> float:

@@ -15,7 +15,7 @@ from flatlm.errors import ConfigError, RuntimeFileError
 from flatlm.tasks.crf import Crf
 from flatlm.tasks.runner import TaskRunner, open_task
 from flatlm.tasks.windows import cut, sentence_ends
-from flatlm.utilities.crf_facts import decode_crf
+from flatlm.utilities.configs.crf_facts import decode_crf
 from tests.tasks.made import LABELS, add_crf, make_bert, named
 
 TOLERANCE = 1e-4
@@ -191,7 +191,7 @@ def test_labels_without_a_crf(ner: Made, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_flagai_crf_begins_with_label_0(folder: Path) -> None:
     from flatlm.utilities.checkpoints.directory import Checkpoint
-    from flatlm.utilities.crf_facts import read_crf
+    from flatlm.utilities.configs.crf_facts import read_crf
 
     make_bert(folder / "flagai", "ForTokenClassification", **named(LABELS))
     tensors = add_crf(folder / "flagai", flagai=True)

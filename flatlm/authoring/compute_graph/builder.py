@@ -11,7 +11,7 @@ from flatlm.authoring.compute_graph.flow import MAX_POSITIONS, check_flow
 from flatlm.authoring.compute_graph.merge import merge
 from flatlm.authoring.compute_graph.segments import segment
 from flatlm.errors import CustomModelError
-from flatlm.utilities.slots import Part, Slot
+from flatlm.utilities.weights.slots import Part, Slot
 
 LENGTH_KEYS = ("max_position_embeddings", "seq_length", "max_sequence_length", "n_positions", "model_max_length", "max_seq_len")
 """What others call it, for the hint where it is missing."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flatlm.authoring.compute_graph.nodes import Ids, Lookup, Product
 from flatlm.authoring.compute_graph.segments import Chart, Segment
 from flatlm.layers.config import AttentionConfig
-from flatlm.utilities.slots import Slot
+from flatlm.utilities.weights.slots import Slot
 
 
 @dataclass(frozen=True)

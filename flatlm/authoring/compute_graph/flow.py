@@ -22,8 +22,8 @@ from flatlm.authoring.compute_graph.nodes import (
 )
 from flatlm.errors import ConfigError, CustomModelError
 from flatlm.layers.config import AttentionConfig
-from flatlm.utilities.config_parts import positions_unscaled, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import positions_unscaled, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 LOGITS = "logits"
 MAX_POSITIONS = "max_positions"

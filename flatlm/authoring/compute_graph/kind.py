@@ -11,8 +11,8 @@ from flatlm.utilities.checkpoints.lora import LoraStore
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.lengths import step_plan
-from flatlm.utilities.loader import LoadPlan, plan_slots
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.loader import LoadPlan, plan_slots
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest

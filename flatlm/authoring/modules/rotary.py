@@ -12,8 +12,8 @@ from flatlm.authoring.step import current_step
 from flatlm.layers import ops
 from flatlm.layers.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, RopeScaling, YarnScaling
 from flatlm.layers.rope import rope_tables
-from flatlm.utilities.config_parts import positions_unscaled, read_rope
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_parts import positions_unscaled, read_rope
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 
 class RopeType(Enum):

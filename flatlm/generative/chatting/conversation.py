@@ -9,7 +9,7 @@ from flatlm.generative.chatting.transcript import Rendered, Transcript
 from flatlm.generative.generate import FinishReason, Piece
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.session import Session, TurnStats
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 WhenFull: TypeAlias = Literal["slide", "stop"]
 """What happens when the context is full: the oldest turns are left out, or nothing is answered any more."""

@@ -12,7 +12,7 @@ from flatlm.generative.generate import Generation, Piece, StreamDecoder, TextTok
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.sampling import Allowed, Sampler
 from flatlm.layers.encoder_decoder_config import WritingConfig
-from flatlm.utilities.vocabulary import Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
 
 
 def stream(runner: EncoderDecoderRunner, tokenizer: TextTokenizer, ids: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:

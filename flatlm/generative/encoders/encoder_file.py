@@ -17,9 +17,9 @@ class EncoderFile:
     """A file that keeps the conventions of `convert/encoder_graph.py`.
 
     `signatures` by their length T, from the shortest; all take and give the same. `task`: what it was exported for, by its name in
-    `utilities/encoder_tasks.py`. `labels`: the classes' names, in the order of the logits; empty where the task has none. `regression`: its
-    one logit is a number of its own, and no class's; `multi_label`: a text may be of several classes. `pad_token_id`: what fills a text up.
-    `token_types`: how many there are, 0 where tokens have none. `vocab_size` 0: the file does not say.
+    `utilities/configs/encoder_tasks.py`. `labels`: the classes' names, in the order of the logits; empty where the task has none.
+    `regression`: its one logit is a number of its own, and no class's; `multi_label`: a text may be of several classes. `pad_token_id`:
+    what fills a text up. `token_types`: how many there are, 0 where tokens have none. `vocab_size` 0: the file does not say.
     """
 
     content: FileContent

@@ -16,8 +16,8 @@ from flatlm.generative.pretrained import load_pretrained
 from flatlm.generative.reference import REFERENCES
 from flatlm.layers.encoder_config import EmbeddingHead, EncoderConfig, HiddenStates, Pooling
 from flatlm.utilities.checkpoints.quantized import is_quantized
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_tasks import (
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_tasks import (
     CLASSIFICATION,
     EMBEDDING,
     FEATURES,
@@ -26,9 +26,9 @@ from flatlm.utilities.encoder_tasks import (
     REPLACED_TOKENS,
     TOKEN_CLASSIFICATION,
 )
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.example import build_model
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
 
 _CLASSES = {
     FEATURES: "AutoModel",

@@ -21,9 +21,9 @@ from flatlm.generative.encoders.runner import EncoderRunner, Outputs
 from flatlm.generative.evaluation.divergence import kl_divergence
 from flatlm.generative.verify import SEED, VerificationReport, VerifyRequest, promised_bound
 from flatlm.quantize.recipes import Bound
-from flatlm.utilities.encoder_tasks import QUESTION_ANSWERING, REPLACED_TOKENS, TASKS
-from flatlm.utilities.registry import build_config
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.configs.encoder_tasks import QUESTION_ANSWERING, REPLACED_TOKENS, TASKS
+from flatlm.utilities.configs.registry import build_config
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 LEAST_TEXTS = 32
 """So many, where each gives one distribution or one vector: a share of fewer says little."""

@@ -26,7 +26,7 @@ from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.digests import digest_of, file_digest, weight_states
 from flatlm.utilities.documents import Piece, encode_document, windows
 from flatlm.utilities.reading import AS_IT_SAYS, Reading
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 GREEDY_PROMPTS = 16
 GREEDY_TOKENS = 32

@@ -8,7 +8,7 @@ from flatlm.errors import RuntimeFileError
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.harness.reader import PrefixReader
 from flatlm.generative.sampling import Sampler
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 DEFAULT_TOP_K = 50
 """Of transformers, where sampling is asked for without a top-k."""

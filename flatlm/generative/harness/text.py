@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from flatlm.errors import TextError, TokenizerError
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 _TAG = "flatlm-continues-here "
 

@@ -14,8 +14,8 @@ from flatlm.generative.generate import FinishReason
 from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.sampling import Sampler
-from flatlm.utilities.tokenizer_settings import AddedToken
-from flatlm.utilities.tokenizer_vocabularies import END_OF_PIECE, MASK_TOKENS, START_OF_PIECE
+from flatlm.utilities.tokenizing.older_vocabularies import END_OF_PIECE, MASK_TOKENS, START_OF_PIECE
+from flatlm.utilities.tokenizing.settings import AddedToken
 
 
 class InfillingSettings(Protocol):

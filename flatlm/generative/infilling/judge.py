@@ -15,7 +15,7 @@ from flatlm.generative.infilling.fill import Context, SpecialTokens
 from flatlm.generative.infilling.reference import InfillingReference
 from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.verify import GREEDY_TOKENS, SEED, Tally, VerificationReport, VerifyRequest, promised_bound
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 DEFAULT_CONTEXTS = (
     "Ng is an adjunct professor at [MASK] (formerly associate professor).",

@@ -13,7 +13,7 @@ from flatlm.tasks.embedding import EmbeddingTask, cosine
 from flatlm.tasks.reading import ReadingTask, shortened
 from flatlm.tasks.runner import open_task
 from flatlm.tasks.table import ENCODER
-from flatlm.utilities.encoded_text import EncodedText
+from flatlm.utilities.tokenizing.encoded_text import EncodedText
 
 SERVED = {"embedding": "embedding", "features": "embedding", "classification": "semantic-matching"}
 """The task that an encoder's head is served for."""

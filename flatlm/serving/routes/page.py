@@ -11,7 +11,7 @@ from flatlm.serving.markdown import to_html
 from flatlm.serving.schemas.answers import READS, json_response, refusals
 from flatlm.serving.schemas.common import Strict
 from flatlm.serving.text_model import TextModel
-from flatlm.utilities.named_templates import PLAIN
+from flatlm.utilities.tokenizing.named_templates import PLAIN
 
 if TYPE_CHECKING:
     from flatlm.serving.app import Server

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flatlm.errors import RecipeError, TextError
 from flatlm.utilities.documents import encode_document, read_documents
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 LONGEST_ROW = 512
 MOST_TOKENS = 1 << 13

@@ -21,7 +21,7 @@ from flatlm.utilities.checkpoints.packed import (
     unpack,
 )
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 BITS = 4
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)

@@ -13,7 +13,7 @@ import torch
 from flatlm.utilities.checkpoints.files import TensorRecord
 
 if TYPE_CHECKING:
-    from flatlm.utilities.slots import Part, Slot
+    from flatlm.utilities.weights.slots import Part, Slot
 
 DEFAULT_SPREAD = 0.02
 

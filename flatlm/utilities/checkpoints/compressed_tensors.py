@@ -31,7 +31,7 @@ from flatlm.utilities.checkpoints.packed import (
     unpack,
 )
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 FORMATS = {"int-quantized": False, "naive-quantized": False, "pack-quantized": True}
 """Whether the integers are packed."""

@@ -26,7 +26,7 @@ from flatlm.utilities.checkpoints.packed import (
     unpack,
 )
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 INERT = """
     act_group_aware backend batch_size block_name_to_quantize cache_block_outputs damp_auto_increment damp_percent dataset disable_exllama

@@ -17,7 +17,7 @@ from flatlm.errors import CheckpointError, ConfigError
 from flatlm.quantize.carried import IntegerRows, StoredIntegers, measure_scales
 from flatlm.utilities.checkpoints.files import TensorRecord
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 AGAIN = "download the checkpoint again, or take the unquantized one"
 

@@ -24,7 +24,7 @@ from flatlm.utilities.checkpoints.gptq import open_gptq
 from flatlm.utilities.checkpoints.packed import AGAIN, Opener, QuantizedMatrix
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.checkpoints.torchao import open_torchao
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 KEY = "quantization_config"
 METHODS: Mapping[str, Opener] = MappingProxyType(

@@ -21,7 +21,7 @@ from torch import Tensor
 from flatlm.errors import CheckpointError
 from flatlm.utilities.checkpoints.packed import AGAIN, Grid, QuantizedMatrix, WholeTensors, check_member, finish, matrix_shape
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 
 KINDS = ("Int4Tensor", "Int8Tensor", "IntxUnpackedToInt8Tensor")
 ATTRIBUTES = {

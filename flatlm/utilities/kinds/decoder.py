@@ -10,9 +10,9 @@ from flatlm.layers.model import Decoder, build_on_meta
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.lengths import require_steps_alone, step_plan
-from flatlm.utilities.loader import LoadPlan, plan_slots
-from flatlm.utilities.slots import model_slots
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.loader import LoadPlan, plan_slots
+from flatlm.utilities.weights.slots import model_slots
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest

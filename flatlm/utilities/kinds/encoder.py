@@ -8,13 +8,13 @@ from flatlm.layers.config import CacheDtype
 from flatlm.layers.encoder import Encoder, build_on_meta
 from flatlm.layers.encoder_config import EmbeddingHead, EncoderConfig, SequenceHead, TokenHead
 from flatlm.utilities.checkpoints.store import TensorStore
-from flatlm.utilities.config_reader import ConfigReader
-from flatlm.utilities.encoder_slots import encoder_slots, ignored_patterns
-from flatlm.utilities.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names, problem_type
+from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.configs.encoder_tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, label_names, problem_type
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.lengths import read_lengths, require_steps_alone
-from flatlm.utilities.loader import LoadPlan, plan_slots
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.encoder_slots import encoder_slots, ignored_patterns
+from flatlm.utilities.weights.loader import LoadPlan, plan_slots
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest

@@ -11,9 +11,9 @@ from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.utilities.checkpoints.store import TensorStore
 from flatlm.utilities.kinds.kind import GraphPlan
 from flatlm.utilities.kinds.lengths import cache_dtype, cache_length, read_lengths, require_steps_alone
-from flatlm.utilities.loader import LoadPlan, plan_slots
-from flatlm.utilities.slots import BlockSlots, Part, Rows, Slot, linear_slots, norm_slots
-from flatlm.utilities.tensor_names import TensorNames
+from flatlm.utilities.weights.loader import LoadPlan, plan_slots
+from flatlm.utilities.weights.slots import BlockSlots, Part, Rows, Slot, linear_slots, norm_slots
+from flatlm.utilities.weights.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from flatlm.utilities.exporter import ExportRequest

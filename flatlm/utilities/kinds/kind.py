@@ -12,8 +12,8 @@ from flatlm.layers.config import CacheDtype
 if TYPE_CHECKING:
     from flatlm.utilities.checkpoints.store import TensorStore
     from flatlm.utilities.exporter import ExportRequest
-    from flatlm.utilities.loader import LoadPlan
-    from flatlm.utilities.tensor_names import TensorNames
+    from flatlm.utilities.weights.loader import LoadPlan
+    from flatlm.utilities.weights.tensor_names import TensorNames
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from flatlm.convert.weights import WeightLayout
 from flatlm.layers.config import CacheDtype
 from flatlm.layers.kv_cache import CacheGeometry
 from flatlm.quantize.recipes import get_recipe
+from flatlm.utilities.configs.registry import build_config
 from flatlm.utilities.reading import Reading
-from flatlm.utilities.registry import build_config
-from flatlm.utilities.slots import model_slots
+from flatlm.utilities.weights.slots import model_slots
 from tests.authoring.compute_graph.odd_model import CONFIG, Odd, V, parameters, random_tensors, reference, shapes
 from tests.examples.test_parity import logits_in_steps
 from tests.models import Signatures, largest_difference, random_inputs, run_eager

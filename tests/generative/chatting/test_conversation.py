@@ -16,7 +16,7 @@ from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.runner import Runner
 from flatlm.generative.session import Session
 from flatlm.utilities.bundling import bundled_tokenizer
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.chat_files import CONTEXT
 
 CONFIG = GenerationConfig(max_new_tokens=6, ignore_eos=True)

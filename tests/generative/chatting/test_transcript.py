@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flatlm.generative.chatting.transcript import Transcript
-from flatlm.utilities.named_templates import PLAIN
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.named_templates import PLAIN
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.chat_files import DEMO, TEMPLATE
 
 LLAMA2 = (

@@ -17,7 +17,7 @@ from flatlm.generative.generation_config import GenerationConfig
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 WORDS = 200
 NEW_TOKENS = 40
@@ -219,7 +219,7 @@ def test_a_damaged_manifest_is_seen(files: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_keys_that_change_the_model_are_not_overlooked(g2p: Path, tmp_path: Path) -> None:
-    from flatlm.utilities.registry import build_config
+    from flatlm.utilities.configs.registry import build_config
 
     for key, value, problem in (
         ("normalize_before", True, "normalize_before = true is not supported; false is"),

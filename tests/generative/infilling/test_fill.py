@@ -19,7 +19,7 @@ from flatlm.generative.tune import Budget, tune
 from flatlm.generative.verify import verify
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.examples.glm_blank_reference import BASE, GLMReference, save_reference
 from tests.examples.references import randomise
 

@@ -14,7 +14,7 @@ from flatlm.generative.infilling.runner import InfillingRunner
 from flatlm.generative.prove import prover
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.examples.glm_blank_reference import BASE, GLMReference, Span, position_rows, save_reference
 
 CAPITALS = {"北京": "中国", "巴黎": "法国", "东京": "日本", "伦敦": "英国", "开罗": "埃及"}

@@ -5,7 +5,7 @@ import numpy as np
 from flatlm.generative.generate import Piece
 from flatlm.generative.logprobs import token_logprob
 from flatlm.serving.answers.logprobs import chat_logprobs
-from flatlm.utilities.vocabulary import Vocabulary
+from flatlm.utilities.tokenizing.vocabulary import Vocabulary
 
 
 def test_the_bytes_of_parts_of_characters_are_their_own() -> None:

@@ -16,7 +16,7 @@ from flatlm.serving.engines.messages import EngineSpec, Job, ScoreRequest, Updat
 from flatlm.serving.engines.text_engine import WORTH_WAITING, TextEngine
 from flatlm.serving.engines.turns import Turns
 from flatlm.utilities.bundling import bundled_tokenizer
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 SYSTEM = "Once upon a time, in a small village by the sea, there lived a girl named Lily, who had a dog and a red ball. " * 4
 ENDS = (

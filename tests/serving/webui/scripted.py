@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from flatlm.serving.limits import ApiKeys
 from flatlm.serving.routes import page
 from flatlm.serving.text_model import ModelCard, TextModel
-from flatlm.utilities.tokenizer import Tokenizer, TokenizerSettings
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer, TokenizerSettings
 
 _TOKENIZER = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).to_str()
 

@@ -8,7 +8,7 @@ import pytest
 from flatlm.serving.markdown import to_html
 from flatlm.serving.routes.page import FILES, FOLDER, LONGEST_MARKDOWN, describe
 from flatlm.serving.text_model import ModelCard
-from flatlm.utilities.named_templates import PLAIN
+from flatlm.utilities.tokenizing.named_templates import PLAIN
 
 
 def test_all_files_are_served_and_no_others():

@@ -12,7 +12,7 @@ from flatlm.quantize.recipes import get_recipe
 from flatlm.serving.engines.messages import EngineSpec
 from flatlm.serving.running import Served
 from flatlm.utilities.exporter import ExportRequest, export
-from flatlm.utilities.named_templates import PLAIN
+from flatlm.utilities.tokenizing.named_templates import PLAIN
 from tests.serving.conftest import DEMO, Running, running
 
 

@@ -10,7 +10,7 @@ import torch
 from flatlm.errors import TextError, TokenizerError
 from flatlm.utilities.calibration import text as module
 from flatlm.utilities.calibration.text import LEAST_TOKENS, LONGEST_ROW, CalibrationText, read_text
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 ASSETS = Path(module.__file__).parents[2] / "assets"
 DEMO, STORIES = ASSETS / "demo_model", ASSETS / "demo_text" / "held_out.json"

@@ -15,12 +15,12 @@ from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.bundling import bundled_tokenizer
 from flatlm.utilities.checkpoints import gguf_file
 from flatlm.utilities.checkpoints.open import open_checkpoint
-from flatlm.utilities.config_reader import ConfigReader
+from flatlm.utilities.configs.config_reader import ConfigReader
 from flatlm.utilities.exporter import ExportRequest, plan_export
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.utilities.checkpoints.gguf_models import CASES, Kind, random_model, write_model
 from tests.utilities.checkpoints.test_gguf_models import llama3_case
-from tests.utilities.test_gguf_tokenizer import bpe_keys
+from tests.utilities.tokenizing.test_gguf import bpe_keys
 
 IDS = list(range(3, 43))
 

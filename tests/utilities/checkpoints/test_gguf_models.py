@@ -14,10 +14,10 @@ from flatlm.errors import CheckpointError, ConfigError, FlatlmError
 from flatlm.generative.reference import TransformersReference
 from flatlm.utilities.checkpoints.gguf_config import llama3_factors, read_config
 from flatlm.utilities.checkpoints.gguf_file import GgufCheckpoint
-from flatlm.utilities.gguf_tokenizer import read_tokenizer
-from flatlm.utilities.tokenizer import Tokenizer
+from flatlm.utilities.tokenizing.gguf import read_tokenizer
+from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 from tests.utilities.checkpoints.gguf_models import CASES, LLAMA3, Case, gguf_tensors, metadata_of, random_model, write_gguf, write_model
-from tests.utilities.test_gguf_tokenizer import bpe_keys
+from tests.utilities.tokenizing.test_gguf import bpe_keys
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -39,6 +39,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; {KEYS_VARIABLE} has them too, by commas")
     group.add_argument("--slots", type=int, default=EngineSpec(Path()).slots, metavar="N", help="texts that a model writes at once")
     group.add_argument("--max-queue", type=int, default=_PLAIN.max_queue, metavar="N", help="requests that wait for a slot; 429 beyond")
+    group.add_argument("--max-connections", type=int, default=_PLAIN.max_connections, metavar="N", help="open at once; 503 beyond")
     group.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer (the context)")
     group.add_argument("--max-body", type=int, default=_PLAIN.max_body_bytes, metavar="BYTES", help="the largest request")
     group.add_argument("--timeout", type=float, default=_PLAIN.timeout_s, metavar="S", help="of a request: its answer is cut there")
@@ -94,6 +95,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     for name, value, least in (
         ("slots", args.slots, 1),
         ("max-queue", args.max_queue, 0),
+        ("max-connections", args.max_connections, 1),
         ("max-tokens", args.max_tokens, 1),
         ("max-body", args.max_body, 1),
         ("port", args.port, 0),
@@ -110,6 +112,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
         allowed_hosts=tuple(args.allow_host),
         api_keys=tuple(_keys(args)),
         max_queue=args.max_queue,
+        max_connections=args.max_connections,
         max_tokens=args.max_tokens,
         max_body_bytes=args.max_body,
         timeout_s=args.timeout,

@@ -41,7 +41,7 @@ class FlatlmServer(uvicorn.Server):
     """A uvicorn server over models, which end with it."""
 
     def __init__(self, models: Mapping[str, Model], settings: ServerSettings) -> None:
-        protocol = type("Protocol", (PatientProtocol,), {"header_timeout_s": settings.header_timeout_s})
+        protocol = type("Protocol", (PatientProtocol,), {"settings": settings})
         super().__init__(
             uvicorn.Config(
                 create_app(models, settings),

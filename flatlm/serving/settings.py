@@ -18,6 +18,8 @@ class ServerSettings:
     """Serve the page for browsers too."""
     max_queue: int = 64
     """Requests that wait for a slot, of each model; 429 beyond."""
+    max_connections: int = 512
+    """Open at once: 503 beyond; of twice as many, the next is closed without a word."""
     max_body_bytes: int = 4 << 20
     max_tokens: int | None = None
     """The longest answer, whatever a request asks for. None: until the context is full."""

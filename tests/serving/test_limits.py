@@ -32,11 +32,26 @@ def post(body: bytes, *headers: str) -> bytes:
 
 
 def everything(sock: socket.socket) -> bytes:
-    """Until the server closes."""
+    """Until the server closes, which need not wait for what it did not read: then, after what it said, comes a reset."""
     data = b""
-    while part := sock.recv(1 << 16):
-        data += part
+    try:
+        while part := sock.recv(1 << 16):
+            data += part
+    except ConnectionResetError:
+        if not data:
+            raise
     return data
+
+
+def refusal(sock: socket.socket, status: int) -> dict[str, str]:
+    """What OpenAI's error object says, before the server closes."""
+    head, _, body = everything(sock).rpartition(b"\r\n\r\n")
+    said = head[head.rindex(b"HTTP/1.1") :].lower().split(b"\r\n")
+    assert int(said[0].split()[1]) == status
+    assert b"connection: close" in said and b"content-type: application/json" in said
+    error: dict[str, str] = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
 
 
 @contextmanager
@@ -59,6 +74,14 @@ def wait_for(server: Running, **expected: int) -> None:
                 return
             time.sleep(0.01)
     raise AssertionError(model)
+
+
+def wait_until(found: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if found():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to be")
 
 
 def is_error(answer: httpx.Response, status: int, **expected: Any) -> str:
@@ -179,9 +202,7 @@ class TestBodies:
     def test_a_body_that_does_not_come(self, small: Running) -> None:
         with closing(connect(small)) as sock:
             sock.sendall(post(b'{"model"', "Content-Length: 100"))
-            said = everything(sock)
-        assert said.split()[1] == b"408"
-        assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_timeout"
+            assert refusal(sock, 408)["code"] == "body_timeout"
 
     def test_a_body_that_comes_a_byte_at_a_time(self, small: Running) -> None:
         with closing(connect(small)) as sock:
@@ -191,11 +212,19 @@ class TestBodies:
                     sock.sendall(b" ")
                     time.sleep(0.05)
 
-    @pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
-    def test_headers_that_do_not_come(self, small: Running, begun: bytes) -> None:
+    def test_nothing_comes(self, small: Running) -> None:
         with closing(connect(small)) as sock:
-            sock.sendall(begun)
             assert everything(sock) == b""
+
+    @pytest.mark.parametrize("begun", [b"G", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
+    @pytest.mark.parametrize("again", [False, True])
+    def test_headers_that_do_not_come(self, small: Running, begun: bytes, again: bool) -> None:
+        with closing(connect(small)) as sock:
+            if again:
+                sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            sock.sendall(begun)
+            assert refusal(sock, 408)["code"] == "header_timeout"
 
     def test_headers_that_come_a_byte_at_a_time_after_an_answer(self, small: Running) -> None:
         with closing(connect(small)) as sock:
@@ -206,11 +235,49 @@ class TestBodies:
                     sock.sendall(bytes([letter]))
                     time.sleep(0.05)
 
-    def test_bytes_that_are_no_request(self, small: Running) -> None:
-        for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"\r\n\r\n\r\n\x00", b"GET / HTTP/9.9\r\n\r\n", b"A" * 100_000):
-            with closing(connect(small)) as sock, pytest.raises((OSError, AssertionError)):
-                sock.sendall(data)
-                assert everything(sock).startswith(b"HTTP/1.1 200")
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+            b"\r\n\r\n\r\n\x00\r\n\r\n",
+            b"GET / HTTP/one\r\n\r\n",
+            b"A" * 100_000,
+            post(b"", "a b: c"),
+        ],
+    )
+    def test_bytes_that_are_no_request(self, small: Running, data: bytes) -> None:
+        with closing(connect(small)) as sock:
+            sock.sendall(data)
+            assert refusal(sock, 400)["code"] == "invalid_http"
+
+    def test_a_chunk_that_is_none(self, small: Running) -> None:
+        with closing(connect(small)) as sock:
+            sock.sendall(post(b"5\r\n{    \r\nxyz\r\n", "Transfer-Encoding: chunked"))
+            assert refusal(sock, 400)["code"] == "invalid_http"
+
+    def test_bytes_behind_a_request(self, small: Running) -> None:
+        body = json.dumps(LONG | {"stream": True, "max_tokens": 20}).encode()
+        with closing(connect(small)) as sock:
+            sock.sendall(post(body + b"\x00 \r\n\r\n", f"Content-Length: {len(body)}"))
+            said = everything(sock)
+        answer, _, refused = said.rpartition(b"0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer
+        assert refused.startswith(b"HTTP/1.1 400") and b"invalid_http" in refused
+
+
+def test_too_many_connections(start: Callable[..., Running]) -> None:
+    server = start(max_connections=2, header_timeout_s=60)
+    with closing(connect(server)), closing(connect(server)) as second, closing(connect(server)) as third:
+        third.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        error = refusal(third, 503)
+        assert error["code"] == "too_many_connections" and "2 connections" in error["message"]
+        held = [connect(server) for _ in range(3)]
+        assert held[2].recv(1) == b""  # the fifth that is open at once
+        for sock in held:
+            sock.close()
+        second.close()
+        with server.http() as http:
+            wait_until(lambda: http.get("/health").status_code == 200)
 
 
 class TestQueue:

@@ -88,6 +88,7 @@ def test_names_and_keys(bundle: Path, tmp_path: Path) -> None:
         (["{bundle}", "{bundle}"], "would both be called model"),
         (["{bundle}", "--model-name", "a", "--model-name", "b"], "give one for each, in their order"),
         (["{bundle}", "--slots", "0"], "--slots 0"),
+        (["{bundle}", "--max-connections", "0"], "--max-connections 0"),
         (["{bundle}", "--timeout", "nan"], "--timeout nan"),
         (["{bundle}", "--port", "70000"], "--port 70000"),
         (["{bundle}", "--api-key", ""], "--api-key is empty"),

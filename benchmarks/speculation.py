@@ -2,11 +2,11 @@
 
     python -m benchmarks.speculation TARGET.tflite DRAFT.tflite --text FILE [--tokenizer DIR] [--tokens 128] [--prompts 8]
 
-    python -m benchmarks.speculation --widen DIRECTORY
+    python -m benchmarks.speculation --widen DIRECTORY [--of CHECKPOINT] [--more-layers 24]
 
 Prompts are cut from a text (plain, or a JSON list of documents); every text is written by both, and must be the same token for token.
-Prints a Markdown table. `--widen` writes a checkpoint of 100 M parameters that computes what the demo model does, since all that was added
-is zero: with the demo model as its draft it shows the most that a large model can gain.
+Prints a Markdown table. `--widen` writes a checkpoint of some 100 M parameters that computes what a small model does (the demo model, or
+`--of`), since all that was added is zero: what a large model gains by a draft that is right as often as the small model's own.
 """
 
 import argparse
@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("target", type=Path, nargs="?")
     parser.add_argument("draft", type=Path, nargs="?")
     parser.add_argument("--widen", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--of", type=Path, default=DEMO, metavar="CHECKPOINT")
+    parser.add_argument("--more-layers", type=int, default=24)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--tokens", type=int, default=128)
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     args = parser.parse_args()
     if args.widen is not None:
-        return widen(args.widen)
+        return widen(args.of, args.widen, args.more_layers)
     if args.target is None or args.draft is None or args.text is None:
         parser.error("give TARGET, DRAFT and --text FILE, or --widen DIRECTORY")
     tokenizer = file_tokenizer(args.target, args.tokenizer)
@@ -70,15 +72,15 @@ def main() -> None:
         )
 
 
-def widen(directory: Path, layers: int = 24, width: int = 8192) -> None:
-    """The demo model with so many more layers, which add nothing, and feed-forwards of so many columns, of which the new ones are zero."""
+def widen(small: Path, directory: Path, layers: int, width: int = 8192) -> None:
+    """A small Llama with so many more layers, which add nothing, and feed-forwards of so many columns, of which the new ones are zero."""
     directory.mkdir(parents=True, exist_ok=True)
-    for file in DEMO.iterdir():
+    for file in small.iterdir():
         if file.suffix == ".json":
             shutil.copyfile(file, directory / file.name)
-    config = json.loads((DEMO / "config.json").read_text())
+    config = json.loads((small / "config.json").read_text())
     own = config["num_hidden_layers"]
-    tensors = load_file(DEMO / "model.safetensors")
+    tensors = load_file(small / "model.safetensors")
     for name in [name for name in tensors if ".mlp." in name]:
         old, axis = tensors[name], 1 if "down_proj" in name else 0
         shape = [width if i == axis else size for i, size in enumerate(old.shape)]

@@ -93,7 +93,8 @@ def _open(source: Path, args: argparse.Namespace, template: str | None, *, plain
     # Beside other models, a bundle is not the one that a tokenizer is given for: it has its own.
     own = several and source.suffix == BUNDLE
     with base.progress_bar() as progress:
-        found = open_source(source, _engine_config(args, source), tokenizer=None if own else args.tokenizer, progress=progress)
+        tokenizer = None if own else args.tokenizer
+        found = open_source(source, _engine_config(args, source), tokenizer=tokenizer, progress=progress, apart=True)
     if plain and template is None and found.tokenizer.chat_template is None:
         print(f"{source} has no chat template: it goes on from what is written, as --chat-template plain says", file=sys.stderr)
         template = PLAIN

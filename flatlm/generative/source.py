@@ -5,11 +5,10 @@ from pathlib import Path
 
 from flatlm.errors import CheckpointError, ExportError, RuntimeFileError
 from flatlm.generative.engine_config import RUNNING, EngineConfig
+from flatlm.generative.export_process import exported, exported_apart
 from flatlm.generative.file_tokenizer import file_tokenizer
 from flatlm.progress import Progress
 from flatlm.utilities.checkpoints.gguf_paths import find_gguf
-from flatlm.utilities.reading import Reading
-from flatlm.utilities.recipe_file import find_recipe
 from flatlm.utilities.tokenizing.tokenizer import Tokenizer
 
 EXPORTED = (".tflite", ".litertlm")
@@ -32,16 +31,25 @@ def is_exported(path: Path) -> bool:
     return path.suffix in EXPORTED
 
 
-def open_source(source: Path, config: EngineConfig, *, tokenizer: Path | None = None, progress: Progress | None = None) -> Source:
+def open_source(
+    source: Path, config: EngineConfig, *, tokenizer: Path | None = None, progress: Progress | None = None, apart: bool = False
+) -> Source:
     """The exported file, or the checkpoint's (a directory, or a `.gguf` file), exported and proved now if it was not before.
 
-    `tokenizer`: a directory with one, for a `.tflite` file, which has none of its own. Raises a FlatlmError for bad input, and
-    VerificationFailed where the exported file is too far from the checkpoint.
+    `tokenizer`: a directory with one, for a `.tflite` file, which has none of its own. `apart`: export in a process of its own, so that
+    this one stays as small as with a file. Raises a FlatlmError for bad input, and VerificationFailed where the exported file is too far
+    from the checkpoint.
     """
     if is_exported(source):
         _require_exported(source, config)
         return Source(source, file_tokenizer(source, tokenizer), tokenizer)
-    file, place = _exported(source, config, progress), source if tokenizer is None else tokenizer
+    if not source.is_dir() and find_gguf(source) is None:
+        raise CheckpointError(
+            f"{source}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint "
+            "(a directory with config.json, or a .gguf file)"
+        )
+    file = (exported_apart if apart else exported)(source, config, progress)
+    place = source if tokenizer is None else tokenizer
     return Source(file, Tokenizer.load(place), place)
 
 
@@ -57,32 +65,3 @@ def _require_exported(path: Path, config: EngineConfig) -> None:
         raise ExportError(
             f"{path} is exported already, and {', '.join(given)} would be for exporting it: leave that out, or give its checkpoint"
         )
-
-
-def _exported(path: Path, config: EngineConfig, progress: Progress | None) -> Path:
-    """The checkpoint's file, from the cache or made now. What exports is imported for this alone."""
-    if not path.is_dir() and find_gguf(path) is None:
-        raise CheckpointError(
-            f"{path}: is neither an exported file ({', '.join(EXPORTED)}) nor a checkpoint (a directory with config.json, or a .gguf file)"
-        )
-    from flatlm.generative.export_cache import cached_export
-    from flatlm.utilities.checkpoints.open import open_checkpoint
-    from flatlm.utilities.exporter import ExportRequest, plan_export
-
-    recipe = find_recipe(config.recipe) if isinstance(config.recipe, str) else config.recipe
-    custom, modules = (None if file is None else Path(file) for file in (config.custom, config.custom_module_map))
-    request = ExportRequest(
-        path,
-        path,
-        recipe,
-        None if config.prefill_lengths is None else tuple(config.prefill_lengths),
-        tuple(config.kv_cache_len) if isinstance(config.kv_cache_len, list) else config.kv_cache_len,
-        reading=Reading(config.family, tuple(config.ignored_config_keys), custom=custom, module_map=modules),
-        kv_cache_dtype=config.kv_cache_dtype,
-        verify_length=config.verify_length,
-    )
-    with open_checkpoint(path) as checkpoint:
-        kind = plan_export(checkpoint, request).shape.facts.get("kind")
-    if kind is not None:
-        raise RuntimeFileError(f"{path} is of the kind {kind}, and this writes on with decoders: see flatlm generate -p, flatlm.AutoLoader")
-    return cached_export(request, verify=config.verify, progress=progress)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import openai
 import pytest
 
 from flatlm.cli import main
+from tests.processes import children, ended
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,33 +29,6 @@ def serving(*arguments: str, environment: dict[str, str] | None = None) -> Itera
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def ended(pids: list[int]) -> bool:
-    for _ in range(200):
-        if not any(map(is_running, pids)):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])

@@ -11,10 +11,9 @@ import flatlm
 from flatlm.commands import served
 from flatlm.commands.served import Served, open_served
 from flatlm.errors import CheckpointError, ExportError, RecipeError, RuntimeFileError, TokenizerError
-from flatlm.generative import export_cache
+from flatlm.generative import source
+from flatlm.generative.engine_config import EngineConfig
 from flatlm.generative.speculation import open_runner
-from flatlm.utilities.exporter import ExportRequest
-from flatlm.utilities.reading import Reading
 from flatlm.utilities.tokenizing.named_templates import CHATML, PLAIN
 
 DEMO = Path(flatlm.__file__).parent / "assets" / "demo_model"
@@ -27,11 +26,11 @@ def opened(*arguments: object, several: bool = False, plain: bool = False) -> li
 
 
 @pytest.fixture
-def asked(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[ExportRequest]:
+def asked(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, EngineConfig]]:
     """What exports were asked for; none is made."""
-    requests: list[ExportRequest] = []
-    monkeypatch.setattr(export_cache, "cached_export", lambda request, **_: (requests.append(request), bundle)[1])
-    return requests
+    asked: list[tuple[Path, EngineConfig]] = []
+    monkeypatch.setattr(source, "exported_apart", lambda path, config, _: (asked.append((path, config)), bundle)[1])
+    return asked
 
 
 def test_a_bundle_brings_its_tokenizer(bundle: Path) -> None:
@@ -51,7 +50,7 @@ def test_what_has_no_template_goes_on_from_what_is_written(bundle: Path, capsys:
     assert capsys.readouterr().err == ""
 
 
-def test_a_template_of_its_own_stays(asked: list[ExportRequest], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_template_of_its_own_stays(asked: list[tuple[Path, EngineConfig]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = shutil.copytree(DEMO, tmp_path / "own")
     settings = json.loads((own / "tokenizer_config.json").read_text("utf-8"))
     (own / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "mine"}), "utf-8")
@@ -60,20 +59,19 @@ def test_a_template_of_its_own_stays(asked: list[ExportRequest], tmp_path: Path,
     assert capsys.readouterr().err == ""
 
 
-def test_a_checkpoint_is_exported_as_asked(asked: list[ExportRequest], bundle: Path) -> None:
+def test_a_checkpoint_is_exported_as_asked(asked: list[tuple[Path, EngineConfig]], bundle: Path) -> None:
     options = ["--recipe", "none", "--kv-cache-len", "48,96", "--prefill", "8,16", "--model", "llama", "--ignore-config-key", "k"]
     for place in ([DEMO], ["-p", DEMO]):
         (found,) = opened(*place, *options)
         assert (found.name, found.file, found.tokenizer_source) == ("demo_model", bundle, DEMO)
-        request = asked.pop()
-        assert (request.checkpoint, request.recipe.name, request.kv_cache_len) == (DEMO, "none", (48, 96))
-        assert (request.prefill_lengths, request.reading) == ((8, 16), Reading("llama", ("k",)))
+        config = EngineConfig("none", (48, 96), (8, 16), family="llama", ignored_config_keys=("k",))
+        assert asked.pop() == (DEMO, config)
 
 
-def test_several(asked: list[ExportRequest], bundle: Path) -> None:
+def test_several(asked: list[tuple[Path, EngineConfig]], bundle: Path) -> None:
     found = opened(bundle, "-p", DEMO, "--recipe", "none", several=True)
     assert [each.name for each in found] == [bundle.name, "demo_model"]
-    assert asked[0].recipe.name == "none"
+    assert asked[0][1].recipe == "none"
     with pytest.raises(RuntimeFileError, match="give one model: an exported file, or a checkpoint's directory"):
         opened(bundle, "-p", DEMO)
 

@@ -1,9 +1,7 @@
 """Talks to a worker process (`worker.py`), here or on another machine: whatever command starts it, its stdin and stdout are the line."""
 
 import json
-import os
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ from typing import Any, Self
 
 from flatlm.errors import FlatlmError, RuntimeFileError
 from flatlm.generative.benchmarking.record import Machine
+from flatlm.generative.own_processes import ending_of, environment_of_our_own
 
 WORKER = "flatlm.generative.benchmarking.worker"
 ANSWER_S = 3600.0
@@ -40,13 +39,11 @@ class Transport:
 
 def local_transport(file: Path) -> Transport:
     """On this machine, in this Python."""
-    package = str(Path(__file__).parents[3])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
 
     def lost(how: str, line: str) -> RuntimeFileError:
         return RuntimeFileError(f"{file}: the process that measures it {how}{line and f': {line}'}")
 
-    return Transport((sys.executable, "-P", "-m", WORKER), str(file), str(file), lost, environment)
+    return Transport((sys.executable, "-P", "-m", WORKER), str(file), str(file), lost, environment_of_our_own())
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class Session:
             raise self._transport.lost(f"gave no answer in {self._answer_s:,.0f} s", "") from None
         except ValueError:
             self._hang_up()
-            raise self._transport.lost(_ending(self._process.returncode), self._last_line()) from None
+            raise self._transport.lost(ending_of(self._process.returncode), self._last_line()) from None
         if "error" in reply:
             raise RuntimeFileError(reply["error"].replace(self._transport.file, self._transport.shown))
         return reply
@@ -162,12 +159,3 @@ class Session:
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
-
-
-def _ending(code: int) -> str:
-    """Of a process's exit status, or a shell's 128 and more for a signal."""
-    number = -code if code < 0 else code - 128
-    if number not in set(signal.Signals):
-        return f"ended with code {code}"
-    name = signal.Signals(number).name
-    return f"was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")

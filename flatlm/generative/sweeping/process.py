@@ -16,10 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flatlm.generative.own_processes import GRACE_S, ending_of, environment_of_our_own, first_message, kill_session
 from flatlm.generative.sweeping.record import LOG_NAME, CellRecord, Job
 from flatlm.generative.sweeping.steps import Steps, remove_leftovers
-
-GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Processes:
                     process.stdin.flush()
                 status = process.wait()
             finally:
-                _kill(process)
+                kill_session(process)
                 with self._lock:
                     self._running.discard(process)
         if status != 0:
@@ -85,52 +84,21 @@ class Processes:
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            _kill(process)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
+            kill_session(process)
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    package = str(Path(__file__).parents[3])
-    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     counts = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": "1", **counts}
+    return {**environment_of_our_own(), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": "1", **counts}
 
 
 def _ending(status: int, log: Path) -> str:
-    where = f"{log.parent.name}/{log.name}"
-    if status >= 0:
-        return f"its process ended with code {status}: {where} has what it said"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"its process was ended by {name}{', perhaps for want of memory' if name == 'SIGKILL' else f': {where} has what it said'}"
-
-
-def _end_with(stream: int) -> None:
-    """Ends this process and its children when the stream does."""
-    while os.read(stream, 1 << 16):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(GRACE_S)
-    os.killpg(0, signal.SIGKILL)
+    told = f"its process {ending_of(status)}"
+    return told if status == -signal.SIGKILL else f"{told}: {log.parent.name}/{log.name} has what it said"
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
-    stdin = sys.stdin.buffer
-    task: Task = pickle.load(stdin)
-    watched = os.dup(0)
-    nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)
-    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    task: Task = first_message()
     try:
         task.work(task.job, task.steps)
     except KeyboardInterrupt:

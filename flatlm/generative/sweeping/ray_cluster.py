@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from flatlm import __version__
 from flatlm.errors import SweepError
+from flatlm.generative.own_processes import environment_of_our_own
 from flatlm.generative.sweeping.process import Processes, Task
 from flatlm.generative.sweeping.record import CellRecord
 
@@ -82,9 +83,8 @@ class RayPool:
 
     def _connect(self) -> None:
         _require_an_answer(self.address)
-        package = str(Path(__file__).parents[3])
-        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        options: dict[str, Any] = {"address": self.address, "runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+        variables = {"PYTHONPATH": environment_of_our_own()["PYTHONPATH"]}
+        options: dict[str, Any] = {"address": self.address, "runtime_env": {"env_vars": variables}}
         if not self.address.startswith("ray://"):
             options |= {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address == "local":

@@ -2,18 +2,16 @@
 
 import asyncio
 import logging
-import os
-import signal
 import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from itertools import count
-from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from flatlm.errors import RuntimeFileError
+from flatlm.generative.own_processes import ending_of, environment_of_our_own
 from flatlm.serving.engines.channel import pack, read_message
 from flatlm.serving.engines.messages import Cancel, EngineSpec, Failed, Failure, Job, Opened, Update
 from flatlm.serving.errors import ApiError, BadRequest, Deadline, EngineDown, EngineLost, QueueFull
@@ -136,14 +134,12 @@ class EngineProcess:
 
     async def _launch(self) -> asyncio.subprocess.Process:
         """A process that has loaded the file."""
-        package = str(Path(__file__).parents[3])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", MODULE),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": path},
+                env=environment_of_our_own(),
                 start_new_session=True,  # Ctrl-C is for the server alone, which ends it
             )
         except OSError as error:
@@ -339,7 +335,4 @@ async def _ending(process: asyncio.subprocess.Process) -> str:
     except TimeoutError:
         process.kill()
         code = await process.wait()
-    if code >= 0:
-        return f"ended with code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    return ending_of(code)

@@ -11,7 +11,6 @@ Prints Markdown tables. Nothing else may run on the machine.
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 import numpy as np
 
+from benchmarks.hey_output import HEADERS, Load
 from flatlm.commands.base import comma_separated_lengths
 from flatlm.generative.benchmarking.worker import Worker
 from flatlm.generative.comparison.ratios import Ratio
@@ -125,21 +126,19 @@ def ratio(values: "list[float] | tuple[float, ...]", firsts: "list[float] | tupl
 
 def several_clients(args: argparse.Namespace, url: str) -> None:
     """Without streaming: hey counts an answer when it is whole."""
-    body = {"model": "model", "prompt": "Once upon a time", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
-    print(f"\n`hey -n {args.requests}`, completions of 64 tokens, {SLOTS} slots\n")
-    print("| clients | requests/s | tokens/s | p50, ms | p95, ms | answers, status |")
+    body: dict[str, Any] = {"model": "model", "prompt": "Once upon a time", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+    print(f"\n`hey -n {args.requests}`, completions of {body['max_tokens']} tokens, {SLOTS} slots\n")
+    print(f"| clients | {' | '.join(HEADERS)} |")
     print("| ---: | ---: | ---: | ---: | ---: | --- |")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(body, file)
         file.flush()
         for clients in args.clients:
-            command = ["hey", "-n", str(max(args.requests, clients)), "-c", str(clients), "-t", "600", "-m", "POST"]
+            asked = max(args.requests, clients) // clients * clients  # as many for each client
+            command = ["hey", "-o", "csv", "-n", str(asked), "-c", str(clients), "-t", "600", "-m", "POST"]
             command += ["-T", "application/json", "-D", file.name, f"{url}/v1/completions"]
             said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"GOMAXPROCS": "1"}).stdout
-            rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])  # type: ignore[index]
-            p50, p95 = (float(re.search(rf"{part}% in ([\d.]+) secs", said)[1]) * 1e3 for part in (50, 95))  # type: ignore[index]
-            statuses = ", ".join(f"{count} of {status}" for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", said))
-            print(f"| {clients} | {rate:.1f} | {rate * 64:,.0f} | {p50:,.1f} | {p95:,.1f} | {statuses} |")
+            print(f"| {clients} | {' | '.join(Load.read(said, asked=asked).row(tokens=body['max_tokens']))} |", flush=True)
 
 
 if __name__ == "__main__":

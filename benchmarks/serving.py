@@ -12,11 +12,8 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +22,7 @@ import httpx
 import numpy as np
 
 from benchmarks.hey_output import HEADERS, Load
+from benchmarks.served import served
 from flatlm.commands.base import comma_separated_lengths
 from flatlm.generative.benchmarking.worker import Worker
 from flatlm.generative.comparison.ratios import Ratio
@@ -45,23 +43,10 @@ def main() -> None:
     parser.add_argument("--clients", type=comma_separated_lengths, default=(1, 4, 16))
     parser.add_argument("--requests", type=int, default=64, help="at each number of clients")
     args = parser.parse_args()
-    with serving(args.file, args.tokenizer, args.threads) as url:
-        one_client(args, url)
-        several_clients(args, url)
-
-
-@contextmanager
-def serving(file: Path, tokenizer: Path | None, threads: int) -> Iterator[str]:
-    """The address of a server, which reads each prompt anew."""
-    command = [sys.executable, "-m", "flatlm.cli", "serve", str(file), "--model-name", "model", "--json", "--port", "0"]
-    command += ["--threads", str(threads), "--slots", str(SLOTS), "--max-queue", str(WAITING), "--no-prefix-cache"]
-    command += ["--tokenizer", str(tokenizer)] if tokenizer else []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())["address"]
-        finally:
-            process.terminate()
+    options = ["--model-name", "model", "--threads", args.threads, "--slots", SLOTS, "--max-queue", WAITING, "--no-prefix-cache"]
+    with served(args.file, args.tokenizer, options) as said:
+        one_client(args, said["address"])
+        several_clients(args, said["address"])
 
 
 def one_client(args: argparse.Namespace, url: str) -> None:

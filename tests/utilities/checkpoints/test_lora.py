@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +10,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from flatlm.utilities.checkpoints.directory import Checkpoint
-from flatlm.utilities.checkpoints.lora import LoraStore
-from flatlm.utilities.checkpoints.open import open_checkpoint
 from tests.examples.references import Case, make_llama
+from tests.models import tiny_config
+from tests.utilities.checkpoints.adapters import LINEAR, WEIGHTS, edit, opened, refusal, require_equal, train
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 BIASES = {"attention_bias": True, "mlp_bias": True}
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-def make_gpt2(directory: Path) -> transformers.GPT2LMHeadModel:
-    """Weights stored [in, out], one of them square."""
-    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0)
-    generator = torch.Generator().manual_seed(5)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(directory)
-    return model
-
-
-def train(model: Any, directory: Path, *, resize: int | None = None, safe: bool = True, **options: Any) -> dict[str, Tensor]:
-    """Save an adapter with every tensor of it random; returns what peft makes of base and adapter."""
-    if resize is not None:
-        model.resize_token_embeddings(resize, mean_resizing=False)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "target_modules": ATTENTION, **options}))
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(0.5 + noise.abs() if "magnitude" in name else 0.2 * noise)  # in place: some are tied
-    adapted.save_pretrained(directory, safe_serialization=safe)
-    if not safe and not (directory / "adapter_model.bin").exists():  # what older versions of peft wrote
-        torch.save(load_file(directory / "adapter_model.safetensors"), directory / "adapter_model.bin")
-        (directory / "adapter_model.safetensors").unlink()
-    return dict(adapted.merge_and_unload().state_dict())
-
-
-def edit(adapter: Path, **changes: Any) -> None:
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def require_equal(store: LoraStore, merged: Mapping[str, Tensor], names: Callable[[str], str] = str) -> None:
-    """Every tensor of the store, whole and in pieces."""
-    assert store.changed
-    for name, record in store.tensors.items():
-        values, expected = store.read(name), merged[names(name)].float()
-        assert (tuple(values.shape), values.dtype) == (record.shape, record.dtype), name
-        assert torch.allclose(values.float(), expected, rtol=1e-6, atol=1e-6), name
-        cuts = [0, *range(1, record.shape[0], 13), record.shape[0]]
-        pieces = [store.rows(name, low, high) for low, high in itertools.pairwise(cuts)]
-        assert torch.allclose(torch.cat(pieces), values, rtol=1e-6, atol=1e-6), name
-
-
-def opened(base: Path, adapter: Path) -> LoraStore:
-    store = open_checkpoint(base, lora=adapter)
-    assert isinstance(store, LoraStore)
-    return store
-
-
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "attention": ({}, {}),
     "every linear": ({}, {"target_modules": "all-linear", "lora_alpha": 3}),
@@ -117,32 +56,6 @@ def test_the_weights_that_peft_merges(tmp_path: Path, name: str) -> None:
         with Checkpoint.open(tmp_path / "base") as plain:
             different = {n for n in plain.tensors if not torch.equal(plain.read(n), store.read(n).to(plain.tensors[n].dtype))}
             assert different == set(store.changed)
-
-
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["attn.c_proj"], ["wte", "c_attn"]], ids=str)
-@pytest.mark.parametrize("flag", [True, False])
-def test_weights_stored_the_other_way_round(tmp_path: Path, targets: list[str], dora: bool, flag: bool) -> None:
-    model = make_gpt2(tmp_path / "base")
-    merged = train(model, tmp_path / "adapter", target_modules=targets, use_dora=dora, fan_in_fan_out=True)
-    edit(tmp_path / "adapter", fan_in_fan_out=flag)  # peft does not heed it either: the kind of module decides
-    with opened(tmp_path / "base", tmp_path / "adapter") as store:
-        require_equal(store, merged)
-
-
-@pytest.mark.parametrize("flag", [True, False])
-def test_fan_in_fan_out_decides_where_nothing_else_does(tmp_path: Path, flag: bool) -> None:
-    """One square weight with a bias, and no other beside it."""
-    generator = torch.Generator().manual_seed(1)
-    weight, a, b = (torch.randn(shape, generator=generator) for shape in ((8, 8), (2, 8), (8, 2)))
-    (tmp_path / "base").mkdir(), (tmp_path / "adapter").mkdir()
-    save_file({"h.0.f.weight": weight, "h.0.f.bias": torch.zeros(8)}, tmp_path / "base" / "model.safetensors")
-    save_file({"base_model.model.h.0.f.lora_A.weight": a, "base_model.model.h.0.f.lora_B.weight": b}, tmp_path / "adapter" / WEIGHTS)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "fan_in_fan_out": flag, "target_modules": ["f"]}
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    with opened(tmp_path / "base", tmp_path / "adapter") as store:
-        delta = 2.0 * b @ a
-        assert torch.allclose(store.read("h.0.f.weight"), weight + (delta.T if flag else delta), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [130, 100])
@@ -188,26 +101,48 @@ def test_files_of_torch(tmp_path: Path) -> None:
         require_equal(store, merged)
 
 
-def test_names_that_begin_otherwise(tmp_path: Path) -> None:
-    """A base saved without its head's prefix, or within another model; an adapter with names of older versions of peft."""
-    merged = train(make_llama(Case("base"), tmp_path / "base"), tmp_path / "adapter", modules_to_save=["lm_head"])
-    tensors = load_file(tmp_path / "base" / "model.safetensors")
-    for prefix in ("", "language_model.model."):
-        renamed = {prefix + name.removeprefix("model."): value for name, value in tensors.items()}
-        save_file(renamed, tmp_path / "base" / "model.safetensors")
-        with opened(tmp_path / "base", tmp_path / "adapter") as store:
-            assert len(store.changed) == 13
-            found = {name.removeprefix(prefix): name.removeprefix(prefix) for name in renamed}
-            require_equal(store, merged, lambda name, p=prefix: "lm_head.weight" if "lm_head" in name else f"model.{name.removeprefix(p)}")
-            assert found
-    save_file(tensors, tmp_path / "base" / "model.safetensors")
-    older = {
-        name.replace("lora_A", "lora_A.default").replace("lm_head", "lm_head.modules_to_save"): value
-        for name, value in load_file(tmp_path / "adapter" / WEIGHTS).items()
-    }
-    save_file(older, tmp_path / "adapter" / WEIGHTS)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
+        {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "resize": 130},
+    ],
+    ids=str,
+)
+def test_a_tied_head_comes_apart_as_it_was_trained(tmp_path: Path, options: dict[str, Any]) -> None:
+    """peft's merge adds to the one tensor of both; what the adapted model computes is the truth."""
+    size = options.get("resize", 128)
+    train(make_llama(Case("tied", {"tie_word_embeddings": True}), tmp_path / "base"), tmp_path / "adapter", **options)
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    if size != 128:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    merged = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base", tie_word_embeddings=False)
+    merged.resize_token_embeddings(size, mean_resizing=False)
     with opened(tmp_path / "base", tmp_path / "adapter") as store:
-        require_equal(store, merged)
+        fitted = store.fit(tiny_config(vocab=128, tied=True), embedding=EMBEDDING, head=HEAD)
+        assert (fitted.tied_head, fitted.vocab_size) == (False, size)
+        assert store.read(HEAD).shape == store.tensors[HEAD].shape == (size, 64)
+        merged.load_state_dict({name: store.read(name) for name in store.tensors})
+    ids = torch.arange(0, 120, 7)[None]
+    with torch.no_grad():
+        assert torch.allclose(merged.eval()(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_head_stays_tied_where_the_adapter_leaves_both_alone(tmp_path: Path) -> None:
+    train(make_llama(Case("tied", {"tie_word_embeddings": True}), tmp_path / "base"), tmp_path / "adapter")
+    with opened(tmp_path / "base", tmp_path / "adapter") as store:
+        assert store.fit(tiny_config(tied=True), embedding=EMBEDDING, head=HEAD) == tiny_config(tied=True)
+        assert HEAD not in store.tensors
 
 
 def test_fingerprints_cover_both(tmp_path: Path) -> None:
@@ -223,3 +158,43 @@ def test_fingerprints_cover_both(tmp_path: Path) -> None:
                 facts = store.adapter_facts()
                 assert (facts["name"], len(facts["fingerprint"])) == (adapter, 64)
     assert len(prints) == 6
+
+
+def test_what_is_no_adapter(original: Path, adapter: Path, tmp_path: Path) -> None:
+    base = original / "base"
+    assert "does not exist; give the directory that holds adapter_config.json" in refusal(base, tmp_path / "nowhere")
+    assert "is not a directory" in refusal(base, adapter / WEIGHTS)
+    assert "has no adapter_config.json" in refusal(base, base)
+    for content, complaint in (
+        (b"{", "is not JSON"),
+        (b"[]", "holds a list, not an object"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 10**6, "JSON"),
+    ):
+        (adapter / "adapter_config.json").write_bytes(content)
+        assert complaint in refusal(base, adapter)
+    (adapter / "adapter_config.json").write_bytes((original / "plain" / "adapter_config.json").read_bytes())
+    whole = (adapter / WEIGHTS).read_bytes()
+    for content, complaint in (
+        (whole[:-9], "is truncated"),
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/", "Git LFS pointer"),
+    ):
+        (adapter / WEIGHTS).write_bytes(content)
+        assert complaint in refusal(base, adapter)
+    (adapter / WEIGHTS).unlink()
+    assert "has neither adapter_model.safetensors nor adapter_model.bin" in refusal(base, adapter)
+
+
+def test_a_refused_adapter_leaves_nothing_open(original: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(adapter, r=8)
+    closed: list[Path] = []
+    close = Checkpoint.close
+    monkeypatch.setattr(Checkpoint, "close", lambda self: (closed.append(self.directory), close(self))[1])
+    refusal(original / "base", adapter)
+    assert closed == [adapter, original / "base"]
+    with opened(original / "base", original / "plain") as store:
+        pass
+    assert closed[2:] == [original / "plain", original / "base"]
+    with pytest.raises(ValueError, match="was closed"):
+        store.read("model.norm.weight")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import flatlm
 from tests.examples.references import LLAMA_BASE, Case, make_reference
 
 HERE = Path(__file__).parent
@@ -36,3 +37,16 @@ def rewrite(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     values = {**json.loads(path.read_text("utf-8")), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}), "utf-8")
+
+
+def refusal(directory: Path, module_map: Path | None = None) -> str:
+    check = flatlm.check_model(directory, custom_module_map=module_map)
+    assert check.problem is not None and not check.ok
+    assert check.problem in str(check)
+    return str(check.problem)
+
+
+def written(folder: Path, text: str, name: str = "map.py") -> Path:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path

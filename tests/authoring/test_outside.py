@@ -5,102 +5,26 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 import flatlm
 from flatlm.authoring.config import AuthoredConfig, ConfigBuilder, DefaultModelConfigBuilder
 from flatlm.authoring.config import ModelConfig as Sizes
 from flatlm.authoring.module_map import MODULE_MAP, ModuleReference
-from flatlm.errors import CheckpointError, ConfigError, FlatlmError
+from flatlm.errors import ConfigError, FlatlmError
 from flatlm.generative.reference import reference_name
 from flatlm.layers.config import ModelConfig
 from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.checkpoints.open import open_checkpoint
 from flatlm.utilities.configs.config_reader import ConfigReader
 from flatlm.utilities.configs.registry import build_config, find_builder
-from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, plan_export
 from flatlm.utilities.reading import Reading
-from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, llama, rewrite
+from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, refusal, rewrite, written
 from tests.authoring.llama_modules import LlamaForCausalLM
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("llama")
-    llama(directory)
-    return directory
-
-
-@pytest.fixture
-def checkpoint(made: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt."""
-    directory = tmp_path / "checkpoint"
-    directory.mkdir()
-    for file in made.iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
-    return directory
-
-
-def refusal(directory: Path, module_map: Path | None = None) -> str:
-    check = flatlm.check_model(directory, custom_module_map=module_map)
-    assert check.problem is not None and not check.ok
-    assert check.problem in str(check)
-    return str(check.problem)
-
-
-def written(folder: Path, text: str, name: str = "map.py") -> Path:
-    path = folder / name
-    path.write_text(text, "utf-8")
-    return path
-
-
-# Configurations with attributes.
-
-
-def test_attributes_count_as_read() -> None:
-    reader = ConfigReader({"hidden_size": 8, "depth": 3, "moe": {"experts": 4, "inner": {"k": 1}}}, "config.json")
-    assert (reader.hidden_size, reader.moe["experts"], reader.moe.inner.k) == (8, 4, 1)
-    assert reader.unread() == "depth = 3"
-    assert getattr(reader, "depths", 7) == 7
-    with pytest.raises(AttributeError, match=r"config.json has no depths: getattr\(config, 'depths', default\)"):
-        reader.depths  # noqa: B018
-    with pytest.raises(AttributeError, match="there is no k among experts, inner"):
-        reader.moe.k  # noqa: B018
-    assert getattr(pickle.loads(pickle.dumps(reader)), "depth") == 3  # noqa: B009
-
-
-def test_what_config_json_leaves_out_is_what_transformers_makes_of_it() -> None:
-    values = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
-    reader = ConfigReader(values, "config.json")
-    assert (reader.mlp_bias, reader.pad_token_id, reader.head_dim) == (False, None, 16)
-    assert reader.filled_in() == {"mlp_bias": False, "pad_token_id": None, "head_dim": 16}
-    assert not hasattr(ConfigReader({**values, "model_type": "unheard"}, "config.json"), "mlp_bias")
-
-
-@pytest.mark.parametrize(
-    ("rope", "theta", "scaling", "left"),
-    [
-        ({"rope_type": "default", "rope_theta": 5.0}, 5.0, None, ""),
-        ({"rope_type": "linear", "rope_theta": 5.0, "factor": 2.0}, 5.0, {"rope_type": "linear", "factor": 2.0}, "rope_parameters"),
-    ],
-)
-def test_older_names_of_rope(rope: dict[str, Any], theta: float, scaling: Any, left: str) -> None:
-    """A scaling that was not asked for counts as unread."""
-    reader = ConfigReader({"rope_parameters": rope}, "config.json")
-    assert reader.rope_theta == theta
-    assert left in reader.unread() and bool(left) == bool(reader.unread())
-    assert reader.rope_scaling == scaling
-    assert reader.unread() == ""
-
-
-# Builders.
 
 
 def test_builders_from_outside_are_asked_first_and_in_order(made: Path) -> None:
@@ -166,9 +90,6 @@ def test_wrong_builders(members: dict[str, Any], said: str, made: Path) -> None:
     check = flatlm.check_model(made)
     assert said in str(check.problem) if said else check.family == "llama"
     assert not said or "Mine" in str(check.problem)
-
-
-# Module maps.
 
 
 def test_a_class_is_found_by_object_text_and_file(made: Path, tmp_path: Path) -> None:
@@ -275,10 +196,12 @@ def test_an_installed_package_is_asked(checkpoint: Path, tmp_path: Path) -> None
     assert "the entry point registered of flatlm.models (absent_models) cannot be imported: ModuleNotFoundError" in checked()[0][0]
 
 
-# Classes that do something wrong.
-
 IN_PLACE = "        self.o_proj.weight.mul_(2)\n        cos, sin = rotary_pos_emb\n"
+
+
 NO_TABLE = "input_ids[..., None].repeat(1, 1, 64).float()"
+
+
 SPOILT = {
     "construction": ("config.rms_norm_eps", "config.rms_eps", "AttributeError: {} has no rms_eps"),
     "forward": ("rotary_pos_emb = (cos[0], sin[0])", "rotary_pos_emb = (cos[1], sin)", "failed on two tokens: IndexError"),
@@ -329,78 +252,6 @@ def test_sizes_that_a_builder_gives_must_be_the_modules(made: Path) -> None:
     assert build_config(made)[0].max_positions == 32
     Mine.heads = 8
     assert "says num_attention_heads = 8, the module has 4" in refusal(made)
-
-
-# Plans of weights.
-
-
-def spoil_weights(directory: Path, spoil: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    spoil(tensors)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_one_error_lists_all_that_does_not_fit(checkpoint: Path) -> None:
-    def spoil(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.layers.0.mlp.gate_proj.wieght"] = tensors.pop("model.layers.0.mlp.gate_proj.weight")
-        tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
-        del tensors["model.layers.1.self_attn.k_proj.bias"], tensors["lm_head.weight"]
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-
-    spoil_weights(checkpoint, spoil)
-    message = refusal(checkpoint, LLAMA_MAP)
-    for part in (
-        "config.json and the weights do not agree",
-        "model.layers.0.mlp.gate_proj.wieght [96, 64]: load_weights looks for the parameter",
-        "does not fill rows 0 to 95 of the parameter model.layers.0.mlp.gate_up_proj.weight [192, 64]",
-        "model.norm.weight [32]: load_weights raises ValueError: the parameter must be [64], not [32]",
-        "does not fill rows 64 to 95 of the parameter model.layers.1.self_attn.qkv_proj.bias [128]",
-        "does not fill the parameter lm_head.weight [128, 64]",
-    ):
-        assert part in message
-    assert "inv_freq" not in message
-
-
-def test_what_load_weights_passes_over_is_an_error_unless_the_class_says_so(checkpoint: Path, tmp_path: Path) -> None:
-    spoil_weights(checkpoint, lambda tensors: tensors.update({"model.layers.0.extra_gate": torch.ones(3)}))
-    text = LLAMA_MAP.read_text("utf-8").replace('if "rotary_emb.inv_freq" in name:', 'if "extra" in name:')
-    assert "model.layers.0.extra_gate [3] is not used by load_weights" in refusal(checkpoint, written(tmp_path, text))
-    said = text.replace("    support_cuda_graph = True\n", '    ignored_weights = ("*.extra_gate",)\n')
-    check = flatlm.check_model(checkpoint, custom_module_map=written(tmp_path, said))
-    assert check.ok, check.problem
-    assert check.ignored == ("model.layers.0.extra_gate",)
-
-
-def test_a_class_without_load_weights_loads_by_names(made: Path, tmp_path: Path) -> None:
-    """And by `packed_modules_mapping`; the plan is that of the class's own table."""
-    text = LLAMA_MAP.read_text("utf-8")
-    start, stop = text.index("    def load_weights"), text.index("MODULE_MAP =")
-    packed = '{"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}'
-    text = (text[:start] + text[stop:]).replace("    support_cuda_graph = True\n", f"    packed_modules_mapping = {packed}\n")
-    by_names, by_table = (flatlm.check_model(made, custom_module_map=file) for file in (written(tmp_path, text), LLAMA_MAP))
-    assert by_names.ok and by_names.weights == by_table.weights
-    weights = by_table.weights or {}
-    sources = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
-    assert weights["model.layers.0.self_attn.qkv_proj.weight"] == ((128, 64), sources)
-    assert weights["embedding.weight"] == ((128, 64), ("model.embed_tokens.weight",))
-
-
-def test_torch_files_that_hold_more_than_tensors_are_refused(checkpoint: Path) -> None:
-    class Sneaky:
-        def __reduce__(self) -> Any:
-            return (Path.write_text, (checkpoint / "sneaked", "code ran"))
-
-    tensors: dict[str, Any] = dict(load_file(checkpoint / "model.safetensors"))
-    (checkpoint / "model.safetensors").unlink()
-    torch.save(tensors, checkpoint / "pytorch_model.bin")
-    assert flatlm.check_model(checkpoint, custom_module_map=LLAMA_MAP).ok
-    torch.save({**tensors, "more": Sneaky()}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(CheckpointError):
-        build_model(checkpoint, reading=Reading(module_map=LLAMA_MAP))
-    assert not (checkpoint / "sneaked").exists()
-
-
-# Exports that cannot be.
 
 
 def test_recipes_that_walk_blocks_are_refused(checkpoint: Path) -> None:

@@ -90,3 +90,8 @@ def write_comparison(folder: Path, *, label: str | None = None) -> None:
 
 def speed(value: float) -> Measure:
     return Measure(value, value * 0.97, value * 1.03, 5)
+
+
+def write_file(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file

@@ -1,12 +1,9 @@
 """What a report says of a folder, and that nothing in the folder can make it say or do something else."""
 
 import argparse
-import copy
 import importlib
 import json
 import math
-import random
-import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flatlm import __version__
 from flatlm.cli import main
-from flatlm.convert.bundle import read_bundle
 from flatlm.errors import OutputError, RuntimeFileError
 from flatlm.generative.reporting.collect import collect
 from flatlm.generative.reporting.document import MISSING, Paragraph, Table
@@ -25,8 +20,7 @@ from flatlm.generative.reporting.missing import HOW, SIDE_BY_SIDE, WITH_ADAPTER
 from flatlm.generative.reporting.report import report
 from flatlm.generative.reporting.sections import build
 from flatlm.generative.reporting.svg import inline_svg
-from flatlm.utilities.digests import file_digest
-from flatlm.utilities.results import FILE_KEY, result_path, save_evaluation, save_result
+from flatlm.utilities.results import result_path, save_result
 from tests.generative.reporting.conftest import DEMO, write_comparison, write_results
 
 EVIL = """"><script>alert(1)</script><img src=x onerror=alert(2)>'&amp; $\\frac{1}{0}$ ${x} | `a` [l](javascript:x) \u202e"""
@@ -185,37 +179,6 @@ def test_a_file_that_cannot_be_read_is_told_and_sinks_nothing(fill, tmp_path):
     assert "The file could not be read: " in Page((tmp_path / "r.html").read_text()).text
 
 
-def test_values_of_any_type_are_borne(tmp_path):
-    """Every leaf and branch of the results in turn is something that it should not be."""
-    values = [None, "", "x" * 300, [], [1], {}, {"a": 1}, True, -1, 0, 1e308, math.inf, -math.inf, math.nan, 10**30]
-    write_results(tmp_path / "a.tflite", 0, 1)
-    write_results(tmp_path / "b.tflite", 0, 2)
-    write_comparison(tmp_path)
-    files = [path for path in sorted(tmp_path.glob("*.json")) if ".b." not in path.name and not path.name.startswith("b.")]
-    chooser = random.Random(0)
-    for path in files:
-        original = json.loads(path.read_text())
-        for place in places(original):
-            value = copy.deepcopy(original)
-            target = value
-            for key in place[:-1]:
-                target = target[key]
-            target[place[-1]] = chooser.choice(values)
-            path.write_text(json.dumps(value))
-            try:
-                document = build(collect(tmp_path))
-                if chooser.random() < 0.02:
-                    inline_svg(chooser.choice(document.plots()), narrow=True)
-            except RuntimeFileError as error:
-                assert path.name in str(error) or "comparison" in str(error)
-        path.write_text(json.dumps(original))
-
-
-def places(value: object, at: tuple = ()) -> list[tuple]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, child in children for found in ((*at, key), *places(child, (*at, key)))]
-
-
 @pytest.mark.parametrize("value", [-0.5, 0.0, 1e-300, 1e14, 1e308, math.inf, math.nan])
 def test_plots_of_extreme_values_are_drawn(tmp_path, value):
     write_results(tmp_path / "a.tflite", 0, 1)
@@ -245,11 +208,6 @@ def test_a_real_file_is_inspected_and_its_layers_measured(demo_bundle, tmp_path,
     assert "Error of each layer" in capsys.readouterr().out
 
 
-def test_layers_of_another_checkpoint_are_not_measured(fill, tmp_path, capsys):
-    assert main(["report", str(fill(1)), "-o", str(tmp_path / "r.html"), "--checkpoint", str(DEMO)]) == 2
-    assert "has no file that was exported from" in capsys.readouterr().err
-
-
 def test_without_matplotlib_the_way_out_is_said(fill, tmp_path, monkeypatch):
     import flatlm.generative.reporting.svg as module
 
@@ -268,93 +226,6 @@ def test_a_report_is_replaced_whole(fill, tmp_path):
     output.write_text("old")
     report(fill(1), output)
     assert output.read_text().startswith("<!DOCTYPE html>") and not list(tmp_path.glob(".r*"))
-
-
-def test_what_was_measured_of_an_earlier_content_is_left_out_and_told(demo_bundle, tmp_path):
-    """As an export to the name of an earlier file leaves it."""
-    file = tmp_path / "again.litertlm"
-    write_results(file, 0, 1)
-    save_evaluation(write_file(file, b"what the name stood for before"), json.loads(result_path(file, "evaluation").read_text()))
-    file.write_bytes(demo_bundle.read_bytes())
-    size = file.stat().st_size
-    path = result_path(file, "benchmark")
-    (old,) = json.loads(path.read_text())
-    path.write_text(json.dumps([old, old | {"target": "ssh://pi", "file_bytes": size}]))
-    (subject,) = collect(tmp_path).subjects
-    assert subject.outdated == ("inspection", "evaluation", "per-layer error", "speed on local")
-    assert subject.bytes == size and subject.problem is None, "it was inspected anew"
-    assert not subject.evaluation and not subject.layers
-    assert [record.target for record in subject.benchmarks] == ["ssh://pi"]
-    section = build(collect(tmp_path)).sections[-1]
-    said = "again.litertlm: measured of an earlier content, left out: inspection; evaluation; per-layer error; speed on local."
-    assert section.title == "Not measured" and section.blocks[-1] == Paragraph(said)
-
-
-def test_what_was_measured_of_this_content_stays(demo_bundle, tmp_path):
-    """So does what does not tell which content it is of."""
-    file = tmp_path / "same.litertlm"
-    write_results(file, 0, 1)
-    size = write_file(file, demo_bundle.read_bytes()).stat().st_size
-    for kind, change in {"inspection": {"bytes": size}, "benchmark": {"file_bytes": size}}.items():
-        value = json.loads(result_path(file, kind).read_text())
-        save_result(file, kind, [value[0] | change] if kind == "benchmark" else value | change)
-    for digest in ({}, {FILE_KEY: file_digest(file)}):
-        for kind in ("evaluation", "layers"):
-            save_result(file, kind, json.loads(result_path(file, kind).read_text()) | digest)
-        (subject,) = collect(tmp_path).subjects
-        assert not subject.outdated and subject.benchmarks and subject.layer_rows() and subject.measured("mean_kl") is not None
-    save_result(file, "layers", json.loads(result_path(file, "layers").read_text()) | {FILE_KEY: "0" * 64})
-    (subject,) = collect(tmp_path).subjects
-    assert subject.outdated == ("per-layer error",) and not subject.layers and subject.evaluation
-
-
-def write_file(file: Path, content: bytes) -> Path:
-    file.write_bytes(content)
-    return file
-
-
-@pytest.mark.parametrize("depths", [[], [{"depth": "x", "prefill_tokens_per_second": None, "decode_tokens_per_second": None}]])
-def test_a_benchmark_without_a_depth_is_one_error(fill, depths):
-    folder = fill(1)
-    path = result_path(folder / "model0-fp16.tflite", "benchmark")
-    path.write_text(json.dumps([json.loads(path.read_text())[0] | {"depths": depths}]))
-    with pytest.raises(RuntimeFileError, match=r"fp16\.tflite\.benchmark\.json is not a list of benchmark records \(ValueError"):
-        build(collect(folder))
-
-
-def test_one_file_does_not_stop_the_layers_of_others(demo_bundle, tmp_path, capsys):
-    """One with an adapter merged into it, one of another tokenizer, another that was measured before, and a whole one."""
-    content = demo_bundle.read_bytes()
-    version = f'"flatlm":"{__version__}",'.encode()
-    assert version in content
-    bundle = read_bundle(demo_bundle)
-    model = content[bundle.model_offset : bundle.model_offset + bundle.model_size]
-    adapted = content.replace(version, b'"lora":{},'.ljust(len(version)))
-    broken = re.sub(rb'"tokenizer":"..', b'"tokenizer":"no', model)
-    write_file(tmp_path / "adapted.litertlm", adapted)
-    write_file(tmp_path / "broken.tflite", broken)
-    measured = write_file(tmp_path / "measured.tflite", broken)
-    save_result(measured, "layers", {"tokens": 9, "layers": [[0, 0.25, 0.5]], "logits_error": 0.1})
-    arguments = ["report", str(tmp_path), "-o", str(tmp_path / "r.html"), "--checkpoint", str(DEMO), "--tokens", "8", "--json"]
-    assert main(arguments) == 2, "as nothing could be measured"
-    assert "broken.tflite" in capsys.readouterr().err
-    whole = write_file(tmp_path / "whole.litertlm", content)
-    assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["layers_measured"] == [str(result_path(whole, "layers"))]
-    assert not result_path(tmp_path / "adapted.litertlm", "layers").exists()
-    findings = collect(tmp_path)
-    assert [subject.name.partition(".")[0] for subject in findings.subjects if subject.layer_rows()] == ["measured", "whole"]
-    table, *told = build(findings).sections[-1].blocks
-    rows = {row[0].text: (row[1].text, row[2].text) for row in table.rows}
-    assert rows["per-layer error"][0] == "broken.tflite"
-    adapter = "flatlm evaluate FILE --text TEXT --checkpoint CHECKPOINT --lora ADAPTER --layers --save"
-    assert rows["per-layer error, with an adapter"] == ("adapted.litertlm", adapter)
-    assert [paragraph.text.partition(": ")[0] for paragraph in told] == ["broken.tflite", "measured.tflite"]
-    assert all("the error of each layer could not be measured: " in paragraph.text for paragraph in told)
-    for name in ("broken.tflite", "measured.tflite", "whole.litertlm"):
-        (tmp_path / name).unlink()
-    assert main(arguments) == 2
-    assert "have an adapter merged into them: use flatlm evaluate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("hint", [how for how in (*HOW.values(), SIDE_BY_SIDE, WITH_ADAPTER) if how.startswith("flatlm ")])

@@ -1,11 +1,8 @@
-"""The checkpoint directory: which files are read, indexes, rows, the fingerprint. Formats have their own tests."""
+"""The checkpoint directory: which files are read, what is no checkpoint, the fingerprint. Formats have their own tests."""
 
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,34 +11,7 @@ from safetensors.torch import save_file
 
 from flatlm.errors import CheckpointError
 from flatlm.utilities.checkpoints.directory import Checkpoint, TensorRecord
-
-
-def refusal(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(directory)
-    return str(caught.value)
-
-
-def tensor(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def write_index(directory: Path, weight_map: object, name: str = "model.safetensors.index.json") -> Path:
-    path = directory / name
-    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
-    return path
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    save_file({"a": tensor(3, 2, seed=1), "b": tensor(4, seed=2)}, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({"c": tensor(2, 2, seed=3)}, tmp_path / "model-00002-of-00002.safetensors")
-    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    write_index(tmp_path, {"a": first, "b": first, "c": second})
-    return tmp_path
-
-
-# ------------------------------------------------------------------------------------------------------------------ which files
+from tests.utilities.checkpoints.directories import refusal, tensor, write_index
 
 
 def test_single_file(tmp_path: Path) -> None:
@@ -117,9 +87,6 @@ def test_links_are_followed_as_in_a_cache_of_snapshots(tmp_path: Path) -> None:
         assert checkpoint.tensors["a"].file == snapshot / "shard.safetensors"
 
 
-# --------------------------------------------------------------------------------------------------------------- bad directories
-
-
 def test_missing_directory(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nope").startswith(f"{tmp_path / 'nope'}: does not exist; give the directory")
 
@@ -191,203 +158,6 @@ def test_nothing_stays_open_after_an_error(sharded: Path) -> None:
     still_open = [Path(f"/proc/self/fd/{fd.name}") for fd in Path("/proc/self/fd").iterdir()]
     assert not [link for link in still_open if link.is_symlink() and link.readlink().is_relative_to(sharded)]
     assert caught.value
-
-
-# ------------------------------------------------------------------------------------------------------------------------ indexes
-
-
-def test_index_names_a_missing_file(sharded: Path) -> None:
-    (sharded / "model-00002-of-00002.safetensors").unlink()
-    message = refusal(sharded)
-    assert "index.json: names files that are not there: model-00002-of-00002.safetensors; download them too" in message
-
-
-def test_index_names_a_tensor_that_its_shard_lacks(sharded: Path) -> None:
-    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    write_index(sharded, {"a": second, "b": first, "c": second, "d": first})
-    message = refusal(sharded)
-    assert f"index.json: disagrees with its files: 'a' is not in {second} but in {first}, 'd' is not in {first};" in message
-
-
-def test_the_same_tensor_in_two_files(sharded: Path) -> None:
-    save_file({"c": tensor(2, 2), "a": tensor(3, 2)}, sharded / "model-00002-of-00002.safetensors")
-    for _ in range(2):
-        message = refusal(sharded)
-        assert "tensor 'a' is in two files, model-00001-of-00002.safetensors and model-00002-of-00002.safetensors; keep" in message
-        (sharded / "model.safetensors.index.json").unlink(missing_ok=True)  # and so without an index
-
-
-def test_a_tensor_that_the_index_does_not_name_is_listed(sharded: Path) -> None:
-    first = "model-00001-of-00002.safetensors"
-    write_index(sharded, {"a": first})
-    with Checkpoint.open(sharded) as checkpoint:
-        assert set(checkpoint.tensors) == {"a", "b"}
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("\xff", "is not JSON"),
-        ("[]", "has no weight_map"),
-        ("{}", "has no weight_map"),
-        ('{"weight_map": []}', "has no weight_map"),
-        ('{"weight_map": {}}', "has no weight_map"),
-        ('{"weight_map": {"a": 1}}', "has no weight_map"),
-        ('{"weight_map": {"a": null}}', "has no weight_map"),
-    ],
-)
-def test_bad_index(tmp_path: Path, text: str, complaint: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
-    message = refusal(tmp_path)
-    assert f"index.json: {complaint}" in message
-    assert "download it again" in message
-
-
-def test_a_huge_index_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatlm.utilities.checkpoints.directory.MAX_INDEX", 20)
-    write_index(tmp_path, {"a": "b"})
-    assert "is larger than 20 bytes" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../out.safetensors", "sub/../../out.safetensors", "..", "", ".", "a//b", "C:\\x", "..\\x", "C:x", "a\0b"]
-)
-def test_no_path_of_an_index_leaves_the_directory(tmp_path: Path, name: str) -> None:
-    directory = tmp_path / "model"
-    directory.mkdir()
-    save_file({"secret": tensor(1)}, tmp_path / "out.safetensors")
-    write_index(directory, {"secret": name})
-    message = refusal(directory)
-    assert f"names the file {name!r}, which is not plainly inside the checkpoint's directory" in message
-
-
-def test_an_index_may_name_a_subdirectory(tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
-    save_file({"a": tensor(3)}, tmp_path / "shards" / "..odd..safetensors")
-    write_index(tmp_path, {"a": "shards/..odd..safetensors"})
-    with Checkpoint.open(tmp_path) as checkpoint:
-        assert torch.equal(checkpoint.read("a"), tensor(3))
-        assert len(checkpoint.fingerprint()) == 64
-
-
-# -------------------------------------------------------------------------------------------------------------------------- reads
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Checkpoint:
-    tensors = {"matrix": tensor(7, 3), "scalar": torch.tensor(2.5), "vector": tensor(5), "hollow": torch.zeros(4, 0)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    return Checkpoint.open(tmp_path)
-
-
-def test_scalars_and_hollow_tensors(opened: Checkpoint) -> None:
-    assert opened.read("scalar") == 2.5
-    assert opened.read("hollow").shape == (4, 0)
-    assert opened.rows("hollow", 1, 3).shape == (2, 0)
-    assert opened.rows("matrix", 2, 2).shape == (0, 3)
-    with pytest.raises(ValueError, match=r"scalar: a scalar has no rows; use read\(\)"):
-        opened.rows("scalar", 0, 1)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 8), (8, 8)])
-def test_rows_that_are_not_there(opened: Checkpoint, start: int, stop: int) -> None:
-    with pytest.raises(ValueError, match=rf"matrix: rows \[{start}, {stop}\) are not within its 7 rows"):
-        opened.rows("matrix", start, stop)
-
-
-def test_unknown_tensor(opened: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match=r"no tensor 'matrx'; did you mean 'matrix'\?"):
-        opened.rows("matrx", 0, 1)
-    with pytest.raises(CheckpointError, match=r"no tensor 'zzz'; it has 4 tensors, such as"):
-        opened.read("zzz")
-
-
-def test_out_is_filled_and_returned(opened: Checkpoint) -> None:
-    buffer = torch.full((4, 3), torch.nan)
-    out = buffer[1:3]
-    assert opened.rows("matrix", 5, 7, out=out) is out
-    assert torch.equal(out, tensor(7, 3)[5:7])
-    assert buffer[0].isnan().all() and buffer[3].isnan().all()
-    parameter = torch.nn.Parameter(torch.zeros(5))
-    assert torch.equal(opened.read("vector", out=parameter), tensor(5))
-
-
-@pytest.mark.parametrize(
-    "out", [torch.empty(3, 3), torch.empty(2, 3, dtype=torch.float16), torch.empty(3, 2).t(), torch.empty(2, 3, device="meta")]
-)
-def test_out_that_does_not_fit(opened: Checkpoint, out: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"matrix: out must be contiguous, on the CPU, of shape \(2, 3\) and torch.float32"):
-        opened.rows("matrix", 0, 2, out=out)
-
-
-def test_closed(opened: Checkpoint) -> None:
-    opened.close()
-    opened.close()
-    for use in (lambda: opened.rows("matrix", 0, 1), lambda: opened.read("matrix"), opened.fingerprint):
-        with pytest.raises(ValueError, match="was closed"):
-            use()
-
-
-def test_a_file_that_shrinks_while_it_is_read(opened: Checkpoint) -> None:
-    os.truncate(opened.tensors["matrix"].file, 200)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: ends at byte \d+, \d+ bytes too soon"):
-        for name in opened.tensors:
-            opened.read(name)
-
-
-def test_reads_that_come_in_parts(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system may give them: of more than 2 GiB, it always does."""
-    read = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, views, offset: read(file, [views[0][:7]], offset))
-    assert torch.equal(opened.rows("matrix", 1, 7), tensor(7, 3)[1:7])
-
-
-def test_threads_read_at_once(tmp_path: Path) -> None:
-    values = torch.arange(4096 * 64, dtype=torch.int32).view(4096, 64)
-    save_file({"w": values}, tmp_path / "model.safetensors")
-    wrong = []
-    with Checkpoint.open(tmp_path) as checkpoint:
-
-        def work(seed: int) -> None:
-            for k in range(200):
-                start = (seed * 977 + k * 131) % 4000
-                if not torch.equal(checkpoint.rows("w", start, start + 96), values[start : start + 96]):
-                    wrong.append(start)
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong
-
-
-MEMORY = """
-import sys, torch
-from flatlm.utilities.checkpoints.directory import Checkpoint
-def resident(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-with Checkpoint.open(sys.argv[1]) as checkpoint:
-    buffer = torch.zeros(256, 1024)
-    checkpoint.rows("w", 0, 256, out=buffer)
-    before = resident()
-    for start in range(0, 65536, 256):
-        checkpoint.rows("w", start, start + 256, out=buffer)
-    print(resident() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_resident_memory_is_that_of_the_rows(tmp_path: Path, name: str) -> None:
-    values = {"w": torch.zeros(65536, 1024)}  # 256 MiB
-    save_file(values, tmp_path / name) if name.endswith("safetensors") else torch.save(values, tmp_path / name)
-    grown = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True).stdout
-    assert int(grown) < 8 * 1024, "KiB"
-
-
-# -------------------------------------------------------------------------------------------------------------------- fingerprint
 
 
 def test_fingerprint_is_what_its_documentation_says(tmp_path: Path) -> None:

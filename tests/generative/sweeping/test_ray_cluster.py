@@ -24,7 +24,8 @@ from flatlm.generative.sweeping import ray_cluster
 from flatlm.generative.sweeping.ray_cluster import RayPool
 from tests.generative.sweeping import made_steps as made
 from tests.generative.sweeping.conftest import ROOT, Folder
-from tests.generative.sweeping.test_sweep import is_running, wait_for
+from tests.generative.sweeping.test_sweep import wait_for
+from tests.processes import is_running
 
 START_S = 90
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,6 +17,7 @@ from flatlm.generative.sweeping.sweep import LocalPool
 from flatlm.utilities.results import read_results
 from tests.generative.sweeping import made_steps as made
 from tests.generative.sweeping.conftest import ROOT
+from tests.processes import is_running
 
 CELL = "tiny-none-p4-kv16"
 ALL = sorted([f"benchmark local {CELL}", f"benchmark ssh://pi@board {CELL}", f"evaluate {CELL}", f"export {CELL}"])
@@ -300,11 +300,3 @@ def wait_for(holds, seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -11,7 +11,9 @@ import torch
 
 from tests import compiles
 
-torch.set_num_threads(1)  # tiny models: two test processes' threads would only wait on one another
+# Tiny models: two test processes' threads would only wait on one another, by taking turns at the processors. So would those of what they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.command_line import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -44,11 +46,15 @@ def shape(text: str) -> list[str]:
     return [re.sub(r"\s+", " ", line).strip() for line in masked.strip().splitlines()]
 
 
-def run_page(page: Path, folder: Path, *, not_run: Sequence[str] = (), not_compared: Sequence[str] = ()) -> int:
+def run_page(
+    page: Path, folder: Path, *, not_run: Sequence[str] = (), not_compared: Sequence[str] = (), processes: Collection[str] = ()
+) -> int:
     """Execute a page's blocks in `folder`, where `flatlm` is the package, as from the repository; returns how many outputs were compared.
 
     `not_run`, `not_compared`: beginnings of commands. A command that shows an error (`flatlm VERB: ...`) must end with status 2.
+    `processes`: verbs whose first command on the page is a process of its own, as a reader's is; all others run in this one.
     """
+    alone = set(processes)
     if not (folder / "flatlm").exists():
         (folder / "flatlm").symlink_to(ROOT / "flatlm")
     compared = 0
@@ -62,18 +68,24 @@ def run_page(page: Path, folder: Path, *, not_run: Sequence[str] = (), not_compa
         elif block.language == "console":
             for command, expected in block.commands:
                 if not command.startswith(tuple(not_run)):
-                    compared += _run_command(command, expected, folder, compare=not command.startswith(tuple(not_compared)))
+                    verb = command.split()[1]
+                    compare = not command.startswith(tuple(not_compared))
+                    compared += _run_command(command, expected, folder, compare=compare, alone=verb in alone)
+                    alone.discard(verb)
     return compared
 
 
-def _run_command(command: str, expected: str, folder: Path, *, compare: bool) -> bool:
+def _run_command(command: str, expected: str, folder: Path, *, compare: bool, alone: bool) -> bool:
     program, *arguments = shlex.split(command)
     assert program == "flatlm", command
     told = None
     if "<" in arguments:
         *arguments, _, name = arguments
         told = (folder / name).read_text("utf-8")
-    done = _run([sys.executable, "-m", "flatlm.cli", *arguments], folder, told)
+    if alone:
+        done = _run([sys.executable, "-m", "flatlm.cli", *arguments], folder, told)
+    else:
+        done = run_here(arguments, folder=folder, told=told)
     printed = done.stdout + done.stderr
     assert done.returncode == (2 if re.search(r"^flatlm \w+: ", expected, re.MULTILINE) else 0), printed
     if compare:

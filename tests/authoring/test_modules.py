@@ -1,8 +1,6 @@
-"""Authors' classes against transformers: eager in any steps, exported through the real command line, in float32 and int8."""
+"""Authors' classes against transformers: eager in any steps, exported through the command line, in float32 and int8."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,13 @@ from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
+from tests.command_line import run_here
 from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, llama
 from tests.examples.test_parity import STEPS, TOLERANCE, logits_in_steps
 
 
 def flatlm(*arguments: object) -> Any:
-    done = subprocess.run([sys.executable, "-m", "flatlm.cli", *map(str, arguments), "--json"], capture_output=True, text=True, check=False)
+    done = run_here([*arguments, "--json"])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

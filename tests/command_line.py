@@ -1,4 +1,4 @@
-"""Commands of `flatlm` in this process, which has the libraries loaded, and shares what was compiled; a shell would see the same of them."""
+"""Commands of `flatlm` in this process, which has its libraries loaded and shares what was compiled; a shell would see the same."""
 
 import os
 import sys

@@ -11,7 +11,7 @@ import torch
 
 from tests import compiles
 
-# Tiny models: two test processes' threads would only wait on one another, by taking turns at the processors. So would those of what they start.
+# Tiny models: two test processes' threads, and those of what the tests start, would only wait on one another.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 

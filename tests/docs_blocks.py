@@ -82,10 +82,8 @@ def _run_command(command: str, expected: str, folder: Path, *, compare: bool, al
     if "<" in arguments:
         *arguments, _, name = arguments
         told = (folder / name).read_text("utf-8")
-    if alone:
-        done = _run([sys.executable, "-m", "flatlm.cli", *arguments], folder, told)
-    else:
-        done = run_here(arguments, folder=folder, told=told)
+    alone_command = [sys.executable, "-m", "flatlm.cli", *arguments]
+    done = _run(alone_command, folder, told) if alone else run_here(arguments, folder=folder, told=told)
     printed = done.stdout + done.stderr
     assert done.returncode == (2 if re.search(r"^flatlm \w+: ", expected, re.MULTILINE) else 0), printed
     if compare:

@@ -14,8 +14,8 @@ from flatlm.quantize.recipes import get_recipe
 from flatlm.utilities.example import build_model
 from flatlm.utilities.exporter import ExportRequest, export
 from flatlm.utilities.reading import Reading
-from tests.command_line import run_here
 from tests.authoring.checkpoints import GEMMA_BLOCKS, GEMMA_MAP, LLAMA_MAP, gemma, llama
+from tests.command_line import run_here
 from tests.examples.test_parity import STEPS, TOLERANCE, logits_in_steps
 
 

@@ -102,5 +102,8 @@ def test_an_interrupted_benchmark_leaves_nothing(phone, request_of, number):
             os.killpg(process.pid, number)  # as a terminal does: its adb clients get it too
         else:
             process.kill()
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()  # a test that was started with interrupts ignored, as by `&` in a script, fails and does not hang
     wait_for(lambda: not phone.directories() and not phone.running())

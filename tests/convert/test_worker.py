@@ -1,6 +1,7 @@
 """The ways to compile: each gives the same graph, and the one that caches compiles it once, whatever becomes of an export."""
 
 import pickle
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -9,6 +10,7 @@ from flatlm.convert.graphs import DecoderGraph
 from flatlm.convert.signatures import signature_specs
 from flatlm.convert.worker import CachingCompiler, CompilerHere, CompilerProcess
 from flatlm.layers.kv_cache import CacheGeometry
+from tests.compiles import Compiles
 from tests.models import tiny_config
 
 
@@ -26,6 +28,20 @@ def test_a_process_and_this_one_make_the_same_graph(fresh_compilers: None) -> No
         here.submit(job())
         there = process.result()
         assert there.subgraphs and pickle.dumps(there) == pickle.dumps(pickle.loads(pickle.dumps(here.result())))
+
+
+@pytest.mark.slow
+def test_a_process_that_compiled_others_makes_the_same_graph(tmp_path: Path, fresh_compilers: None) -> None:
+    """As the tests' own does, which lowers an operator of the same shapes once."""
+    tests_own = Compiles(tmp_path)
+    try:
+        found = [tests_own.compiled(each) for each in (job(layers=2), job())]
+    finally:
+        tests_own.close()
+    assert all(found)
+    with CompilerProcess() as process:
+        process.submit(job())
+        assert pickle.dumps(process.result()) == found[1]
 
 
 class Noted:

@@ -11,13 +11,19 @@ from flatlm.errors import CheckpointError
 def load_pretrained(model_class: Any, checkpoint: Path, *, unused: str | None = None) -> Any:
     """The checkpoint in one of transformers' classes, in float32. Code in the checkpoint is never run.
 
-    `unused`: a module whose weights may be missing, as nothing reads what it makes. CheckpointError for others that are missing;
-    what transformers raises is passed on.
+    `unused`: a module whose weights may be missing, as nothing reads what it makes. A bias may be missing that transformers makes zero:
+    so it means a model without it, such as a GPT-2 without attn.c_attn.bias; where FlatLM's own model has one, the plan of its weights
+    says that it is missing. CheckpointError for others that are missing; what transformers raises is passed on.
     """
     model, loading = model_class.from_pretrained(
         checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True
     )
-    missing = sorted(name for name in loading["missing_keys"] if unused is None or unused not in name.split("."))
+    weights = model.state_dict()
+    missing = sorted(
+        name
+        for name in loading["missing_keys"]
+        if (unused is None or unused not in name.split(".")) and not (name.endswith(".bias") and not weights[name].any())
+    )
     if missing:
         raise CheckpointError(
             f"{checkpoint} has no {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}, which "

@@ -18,13 +18,9 @@ def load_pretrained(model_class: Any, checkpoint: Path, *, unused: str | None = 
     model, loading = model_class.from_pretrained(
         checkpoint, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True
     )
+    missing = sorted(name for name in loading["missing_keys"] if unused is None or unused not in name.split("."))
     weights = model.state_dict()
-    missing = sorted(
-        name
-        for name in loading["missing_keys"]
-        if (unused is None or unused not in name.split(".")) and not (name.endswith(".bias") and not weights[name].any())
-    )
-    if missing:
+    if any(not name.endswith(".bias") or weights[name].any() for name in missing):
         raise CheckpointError(
             f"{checkpoint} has no {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}, which "
             f"{type(model).__name__} has: it is a checkpoint for something else, so give the one that the file came from"

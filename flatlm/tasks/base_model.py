@@ -85,10 +85,7 @@ class BaseModel(nn.Module):
         `overrides` replace values of the file. Raises ConfigError, also for an override that the family does not know.
         """
         file = Path(config_file)
-        try:
-            reader = ConfigReader.from_file(file)
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        reader = ConfigReader.from_file(file)
         spread = overrides.get("initializer_range", reader.values.get("initializer_range", DEFAULT_SPREAD))
         if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 < spread < 10:
             raise reader.wrong("initializer_range", "must be a positive number")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.errors import CheckpointError
-
-MAX_CONFIG = 16 << 20
+from flatlm.utilities.json_file import read_json
 
 _READ = frozenset(
     """
@@ -55,7 +54,7 @@ class AdapterSettings:
 
     @classmethod
     def read(cls, path: Path) -> AdapterSettings:
-        values = _read_json(path)
+        values = read_json(path, CheckpointError, way_out="; save the adapter again")
 
         def choose(key: str, default: Any, *types: type) -> Any:
             value = values.get(key)
@@ -116,17 +115,3 @@ class AdapterSettings:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or (key[0] == "r" and value < 1):
             raise CheckpointError(f"{self.source}: {key} gives {json.dumps(value)[:60]} for {module}, which is not a positive number")
         return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise CheckpointError(f"{path}: is larger than {MAX_CONFIG} bytes: this is not an adapter's configuration")
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); save the adapter again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object; save the adapter again")
-    return values

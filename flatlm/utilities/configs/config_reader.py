@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlm.errors import ConfigError
+from flatlm.utilities.json_file import read_json
 
 INERT_KEYS = frozenset(
     """
@@ -23,7 +24,6 @@ INERT_KEYS = frozenset(
 )
 """Keys that do not change an inference's logits: training, generation defaults, bookkeeping, token ids (the tokenizer's affair)."""
 
-MAX_CONFIG_BYTES = 16 << 20
 _ABSENT: Any = object()
 
 OLD_ROPE_KEYS = ("rope_theta", "rope_scaling")
@@ -75,16 +75,8 @@ class ConfigReader:
 
     @classmethod
     def from_file(cls, path: Path) -> "ConfigReader":
-        """Read a JSON object. Raises ConfigError, OSError."""
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: this is not a model's configuration")
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds a {type(values).__name__}, not an object")
-        return cls(values, str(path))
+        """Read a JSON object. Raises ConfigError."""
+        return cls(read_json(path, ConfigError), str(path))
 
     def __getattr__(self, key: str) -> Any:
         """The value of a key, which counts as read: `hf_config.hidden_size`. An object is a dict whose keys are attributes too.

@@ -21,6 +21,7 @@ from flatlm.layers.encoder_decoder_config import EncoderDecoderConfig, RelativeB
 from flatlm.utilities.checkpoints.open import open_checkpoint, peek_tensors
 from flatlm.utilities.configs.config_parts import ACTIVATIONS
 from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.json_file import read_json
 
 BART_OFFSET = 2
 """Rows of the positions' table before that of position 0: fairseq's, whose padding had a position."""
@@ -60,15 +61,7 @@ def read_writing(hf_config: ConfigReader, model_path: Path, **defaults: int | No
 def _generation_config(model_path: Path) -> dict[str, Any]:
     """generation_config.json's object; an empty one where there is none."""
     path = model_path / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, not an object")
-    return values
+    return read_json(path, ConfigError) if path.is_file() else {}
 
 
 def has_tensor(model_path: Path, *endings: str) -> bool:

@@ -1,16 +1,15 @@
 """What encoders are for: the tasks by name, which of them a checkpoint was trained for, and the head that a task has."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flatlm.errors import ConfigError
 from flatlm.layers.config import Activation, NormConfig
 from flatlm.layers.encoder_config import EmbeddingHead, Head, HiddenStates, MaskedLMHead, PoolerConfig, Pooling, SequenceHead, TokenHead
 from flatlm.utilities.checkpoints.open import peek_tensors
 from flatlm.utilities.configs.config_reader import ConfigReader
+from flatlm.utilities.json_file import read_json
 from flatlm.utilities.weights.loader import resolve_prefix
 from flatlm.utilities.weights.tensor_names import TensorNames
 
@@ -113,7 +112,7 @@ def read_pooling(directory: Path) -> EmbeddingHead:
     if not path.is_file():
         return EmbeddingHead()
     head = EmbeddingHead()
-    for module in _json(path, list):
+    for module in read_json(path, ConfigError, list):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1] if isinstance(module, dict) else ""
         if kind == "Pooling":
             head = EmbeddingHead(_pooling(directory / str(module.get("path", "")) / "config.json"))
@@ -125,25 +124,13 @@ def read_pooling(directory: Path) -> EmbeddingHead:
 
 
 def _pooling(path: Path) -> Pooling:
-    values = _json(path, dict)
+    values = read_json(path, ConfigError)
     modes = [mode for mode, on in values.items() if mode.startswith("pooling_mode_") and on is True]
     if isinstance(values.get("pooling_mode"), str):  # newer files name it
         modes = [f"pooling_mode_{values['pooling_mode']}_{'token' if values['pooling_mode'] == 'cls' else 'tokens'}"]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise ConfigError(f"{path}: pooling by {', '.join(modes) or 'nothing'} is not supported; by one of {', '.join(_POOLINGS)} is")
     return _POOLINGS[modes[0]]
-
-
-def _json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}")
-    return value
 
 
 def _task(hf_config: ConfigReader, model_path: Path, style: HeadStyle) -> str:

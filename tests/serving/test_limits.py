@@ -49,7 +49,12 @@ def refusal(sock: socket.socket, status: int) -> dict[str, str]:
     said = head[head.rindex(b"HTTP/1.1") :].lower().split(b"\r\n")
     assert int(said[0].split()[1]) == status
     assert b"connection: close" in said and b"content-type: application/json" in said
-    error: dict[str, str] = json.loads(body)["error"]
+    return error_in(json.loads(body))
+
+
+def error_in(answer: dict[str, Any]) -> dict[str, str]:
+    """OpenAI's error object."""
+    error: dict[str, str] = answer["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
 
@@ -65,17 +70,6 @@ def stopped(server: Running) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def wait_for(server: Running, **expected: int) -> None:
-    """Until /health says so of the model."""
-    with server.http() as http:
-        for _ in range(1000):
-            (model,) = http.get("/health").json()["models"]
-            if all(model[key] == value for key, value in expected.items()):
-                return
-            time.sleep(0.01)
-    raise AssertionError(model)
-
-
 def wait_until(found: Callable[[], bool]) -> None:
     for _ in range(1000):
         if found():
@@ -84,11 +78,16 @@ def wait_until(found: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to be")
 
 
+def wait_for(server: Running, **expected: int) -> None:
+    """Until /health says so of the model."""
+    with server.http() as http:
+        wait_until(lambda: expected.items() <= http.get("/health").json()["models"][0].items())
+
+
 def is_error(answer: httpx.Response, status: int, **expected: Any) -> str:
     """That it is OpenAI's error object; its message."""
     assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    error = error_in(answer.json())
     assert {key: error[key] for key in expected} == expected
     assert "\n" not in error["message"]
     return error["message"]
